@@ -1,0 +1,35 @@
+"""Numerical ops of the trainer: they know tensors and nothing of `trainer`.
+
+Importing this package imports neither triton nor the compiled library; `dispatch` picks a backend
+at the call. Each op's contract is the docstring of its function in `kernels.ops`.
+"""
+
+from kernels.dispatch import active_backends, override
+from kernels.ops.attention import decode_attention, varlen_attention
+from kernels.ops.count_lengths import Lengths, count_lengths
+from kernels.ops.elementwise import rms_norm, rope, swiglu
+from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
+from kernels.ops.linear_logprob import linear_logprob, logprob_from_logits
+from kernels.ops.policy_loss import PolicyStats, policy_loss
+from kernels.ops.sample_tokens import Sampled, sample_tokens
+
+__all__ = [
+    "Lengths",
+    "PolicyStats",
+    "RewardSpec",
+    "RewardTerms",
+    "Sampled",
+    "active_backends",
+    "count_lengths",
+    "decode_attention",
+    "lcpo_advantage",
+    "linear_logprob",
+    "logprob_from_logits",
+    "override",
+    "policy_loss",
+    "rms_norm",
+    "rope",
+    "sample_tokens",
+    "swiglu",
+    "varlen_attention",
+]

@@ -1,0 +1,40 @@
+// The library's interface: plain C, raw pointers, no Python and no torch. Callers validate.
+//
+// Tensors are dense and row-major unless a stride (in elements) is given. Rows are independent:
+// results do not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#define LCPO_API extern "C" __attribute__((visibility("default")))
+
+// Raised with every change of a signature, together with the number in cpp_impl/library.py.
+#define LCPO_ABI_VERSION 1
+LCPO_API int32_t lcpo_abi_version();
+
+// Token counts of packed responses: ids [T], cu_seqlens [sequences + 1], outputs [sequences].
+// Contract: kernels/ops/count_lengths.py.
+LCPO_API void lcpo_count_lengths(const int64_t* ids, const int32_t* cu_seqlens, int64_t sequences,
+                                 int64_t eos_id, const int64_t* think_end, int64_t think_end_size,
+                                 int32_t* n_total, int32_t* n_think, int32_t* n_answer,
+                                 bool* truncated);
+
+// One token for each row of logits [rows, >= vocab_size]. top_k 0 and top_p 1 cut nothing;
+// temperature 0 is greedy. Contract: kernels/ops/sample_tokens.py.
+LCPO_API void lcpo_sample_tokens(const float* logits, int64_t rows, int64_t stride,
+                                 int64_t vocab_size, float temperature, int64_t top_k,
+                                 double top_p, const int64_t* seeds, const int64_t* positions,
+                                 int64_t* tokens, float* logprob, float* cut_logprob,
+                                 int32_t threads);
+
+// Row statistics of logits [rows, columns] over the temperature: logprob [rows] of the targets,
+// stats [rows, 3] = max m, log sum exp(z - m), E[z] - m.
+LCPO_API void lcpo_logprob_forward(const float* logits, int64_t rows, int64_t columns,
+                                   float temperature, const int64_t* targets, float* logprob,
+                                   float* stats, int32_t threads);
+
+// Rewrites logits [rows, columns] into the gradient by them. A null gradient counts as zero.
+LCPO_API void lcpo_logprob_backward(float* logits, int64_t rows, int64_t columns,
+                                    float temperature, const int64_t* targets, const float* stats,
+                                    const float* grad_logprob, const float* grad_entropy,
+                                    int32_t threads);

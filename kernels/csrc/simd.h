@@ -1,0 +1,96 @@
+// What lets plain loops become vector code, and the exp and log they need.
+//
+// Functions marked LCPO_CLONES are compiled for several x86 levels and picked at load time, so one
+// build runs everywhere. Sums keep a fixed number of lanes and the build forbids contraction to
+// FMA, so all levels give the same bits.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#define LCPO_INLINE static inline __attribute__((always_inline))
+#define LCPO_INLINE_MEMBER inline __attribute__((always_inline))
+
+// Function versions need glibc's ifunc; its resolvers run before a sanitizer is ready.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(LCPO_SANITIZE) && \
+    (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 8)
+#define LCPO_CLONES \
+  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define LCPO_CLONES
+#endif
+
+namespace lcpo {
+
+constexpr int LANES = 16;  // floats of one AVX-512 register
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+LCPO_INLINE float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+LCPO_INLINE uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// exp(x) for x <= 0, -inf included; below -87.3 (results under 1.2e-38) it is 0; NaN stays NaN.
+// The polynomial and the split of ln 2 are those of Cephes' expf; error below 2 ulp.
+LCPO_INLINE float exp_nonpositive(float x) {
+  const float clamped = x >= -87.3f ? x : -87.3f;  // NaN too: it has no integer part
+  constexpr float to_integer = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer
+  const float n = (clamped * 1.44269504088896341f + to_integer) - to_integer;
+  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const float scale = from_bits(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
+  const float result = x < -87.3f ? 0.0f : p * scale;
+  return x == x ? result : x;
+}
+
+// log(x) for normal x > 0; Cephes' logf, error below 2 ulp.
+LCPO_INLINE float log_positive(float x) {
+  const uint32_t bits = to_bits(x);
+  int32_t exponent = static_cast<int32_t>(bits >> 23) - 126;
+  float m = from_bits((bits & 0x007fffffu) | 0x3f000000u);  // in [0.5, 1)
+  const bool low = m < 0.707106781186547524f;
+  exponent -= low ? 1 : 0;
+  m = (low ? m + m : m) - 1.0f;
+  const float e = static_cast<float>(exponent);
+  const float square = m * m;
+  float p = 7.0376836292e-2f;
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  p = p * m * square + e * -2.12194440e-4f - 0.5f * square;
+  return m + p + e * 0.693359375f;
+}
+
+// Sums in float lanes, flushed to double often enough that long rows stay exact to a few ulp.
+struct LaneSum {
+  float part[LANES] = {};
+  double whole = 0.0;
+
+  LCPO_INLINE_MEMBER void flush() {
+    for (int i = 0; i < LANES; ++i) {
+      whole += part[i];
+      part[i] = 0.0f;
+    }
+  }
+};
+
+}  // namespace lcpo

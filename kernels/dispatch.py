@@ -1,0 +1,147 @@
+"""Which implementation of an op runs: {op: {backend: implementation}}.
+
+Automatic: the compiled C++ library for CPU tensors where it is loaded and has the op, else torch.
+Explicit: `LCPO_BACKEND` in the environment or `override(...)`, either one backend for all ops
+("torch") or some by name ("sample_tokens=torch,count_lengths=cpp"). An explicit choice that cannot
+run raises and says what can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from kernels import cpp_impl
+from kernels.torch_ref import (
+    attention,
+    elementwise,
+    lcpo_advantage,
+    linear_logprob,
+    policy_loss,
+)
+from kernels.torch_ref.count_lengths import count_lengths
+from kernels.torch_ref.sample_tokens import sample_tokens
+
+_log = logging.getLogger("kernels")
+
+IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
+    # The products stay with torch's GEMM; C++ replaces the passes over the rows of logits.
+    "linear_logprob": {
+        "torch": linear_logprob.forward,
+        "cpp": partial(linear_logprob.forward, rows_kernel=cpp_impl.logprob_rows),
+    },
+    "linear_logprob_backward": {
+        "torch": linear_logprob.backward,
+        "cpp": partial(linear_logprob.backward, rows_kernel=cpp_impl.logprob_rows_backward),
+    },
+    "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
+    "count_lengths": {"torch": count_lengths, "cpp": cpp_impl.count_lengths},
+    "lcpo_advantage": {"torch": lcpo_advantage.lcpo_advantage},
+    "policy_loss": {"torch": policy_loss.policy_loss},
+    "sample_tokens": {"torch": sample_tokens, "cpp": cpp_impl.sample_tokens},
+    "rms_norm": {"torch": elementwise.rms_norm},
+    "rope": {"torch": elementwise.rope},
+    "swiglu": {"torch": elementwise.swiglu},
+    "varlen_attention": {"torch": attention.varlen_attention},
+    "decode_attention": {"torch": attention.decode_attention},
+}
+BACKENDS = ("cpp", "torch")  # in order of preference
+
+# A list and not a ContextVar: autograd's device threads, where backward passes run, would not
+# inherit a context.
+_overrides: list[dict[str, str]] = []
+
+
+def select(op: str, device: torch.device, dtype: torch.dtype) -> Callable:
+    """The implementation of `op` for tensors of this device and dtype.
+
+    Raises ValueError when an explicit choice cannot run here, naming the backends that can.
+    """
+    for chosen in reversed(_overrides):
+        backend = chosen.get(op, chosen.get("*"))
+        if backend is not None:
+            able = _able(op, device.type, dtype)
+            if backend not in able:
+                raise ValueError(
+                    f"backend {backend!r} cannot run {op} on {device.type} with {dtype}; "
+                    f"it can run on: {', '.join(able)}"
+                )
+            return IMPLEMENTATIONS[op][backend]
+    backends = IMPLEMENTATIONS[op]
+    if len(backends) == 1:  # nothing to choose, and nothing that torch.compile could not trace
+        return backends["torch"]
+    return backends[_automatic(op, device.type, dtype)]
+
+
+@contextlib.contextmanager
+def override(choice: str) -> Iterator[None]:
+    """Run the ops inside the block on the chosen backend: "torch" or "op=backend,op=backend"."""
+    _overrides.append(parse_choice(choice))
+    try:
+        yield
+    finally:
+        _overrides.pop()
+
+
+def parse_choice(choice: str) -> dict[str, str]:
+    """{op or "*": backend} of a choice (see the module); ValueError for unknown names."""
+    parsed = {}
+    for part in choice.split(","):
+        op, _, backend = part.strip().rpartition("=")
+        op = op or "*"
+        if op != "*" and op not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"unknown op {op!r} in backend choice {choice!r}; there are {[*IMPLEMENTATIONS]}"
+            )
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"unknown backend {backend!r} in choice {choice!r}; there are {BACKENDS}"
+            )
+        parsed[op] = backend
+    return parsed
+
+
+def active_backends(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, str]:
+    """{op: backend} that calls with such tensors would take now; for a run's manifest."""
+    device = torch.device(device)
+    found = {}
+    for op, backends in IMPLEMENTATIONS.items():
+        chosen = select(op, device, dtype)
+        found[op] = next(name for name, run in backends.items() if run is chosen)
+    return found
+
+
+def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
+    """Backends that can run `op` on such tensors, the preferred one first."""
+    able = [name for name in BACKENDS if name in IMPLEMENTATIONS[op]]
+    if "cpp" in able and not (
+        device_type == "cpu" and dtype in cpp_impl.DTYPES[op] and cpp_impl.library()
+    ):
+        able.remove("cpp")
+    return able
+
+
+@functools.cache
+def _automatic(op: str, device_type: str, dtype: torch.dtype) -> str:
+    """The preferred backend; cached, so a missing library is looked for and told of once."""
+    if device_type == "cpu":
+        _tell_if_missing()
+    return _able(op, device_type, dtype)[0]
+
+
+@functools.cache
+def _tell_if_missing() -> None:
+    if cpp_impl.library() is None:
+        _log.warning("%s; CPU ops use the torch backend", cpp_impl.why_missing())
+
+
+if os.environ.get("LCPO_BACKEND"):
+    _overrides.append(parse_choice(os.environ["LCPO_BACKEND"]))

@@ -1,0 +1,62 @@
+"""Argument checks shared by the ops. Those that read values do so on the CPU only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    """ValueError unless `tensor` has this shape; None stands for any size."""
+    same = tensor.ndim == len(shape) and all(
+        want in (None, got) for want, got in zip(shape, tensor.shape, strict=True)
+    )
+    if not same:
+        want = ["any" if size is None else size for size in shape]
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {want}")
+
+
+def require_dtype(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
+    """ValueError unless the dtype of `tensor` is one of `dtypes`."""
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+
+
+def require_range(name: str, tensor: Tensor, low: int, stop: int) -> None:
+    """ValueError unless low <= every value < stop. Skipped where reading would stall a device."""
+    if tensor.device.type != "cpu" or tensor.numel() == 0:
+        return
+    least, most = (int(v) for v in tensor.aminmax())
+    if least < low or most >= stop:
+        bad = least if least < low else most
+        raise ValueError(f"{name} holds {bad}, expected values in [{low}, {stop})")
+
+
+def require_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
+    """ValueError unless cu_seqlens is int32 [B + 1] and, on the CPU, rises from 0 to `total`."""
+    require_dtype("cu_seqlens", cu_seqlens, torch.int32)
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        raise ValueError(f"cu_seqlens has shape {list(cu_seqlens.shape)}, expected [B + 1]")
+    if cu_seqlens.device.type != "cpu":
+        return
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != total or bounds != sorted(bounds):
+        shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]
+        raise ValueError(f"cu_seqlens must rise from 0 to {total} tokens, got {shown}")
+
+
+def require_temperature(temperature: float, *, zero_allowed: bool = False) -> None:
+    """ValueError unless the temperature is finite and positive, or 0 where that is allowed."""
+    if not math.isfinite(temperature) or temperature < 0 or (temperature == 0 and not zero_allowed):
+        raise ValueError(f"temperature must be finite and positive, got {temperature}")
+
+
+def vocabulary(vocab_size: int | None, columns: int) -> int:
+    """`vocab_size`, or all columns for None; ValueError unless 1 <= vocab_size <= columns."""
+    if vocab_size is None:
+        return columns
+    if not 1 <= vocab_size <= columns:
+        raise ValueError(f"vocab_size={vocab_size} does not fit {columns} columns of logits")
+    return vocab_size

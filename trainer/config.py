@@ -1,0 +1,300 @@
+"""The configuration: frozen dataclasses, one a hydra group, checked before anything loads.
+
+`parse_config` turns the composed mapping into a `Config`. Unknown keys, wrong types, nan, values out
+of range and contradictions raise ConfigError with the dotted key named. Defaults live in conf/, not
+here, so every field is required and `conf/` is the one place to read them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message starts with its dotted key."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Range mark for a number: > 0, or >= 0 with `zero`; at most `most`."""
+
+    zero: bool = False
+    most: float = math.inf
+
+
+Pos = typing.Annotated[float, Range()]
+NonNeg = typing.Annotated[float, Range(zero=True)]
+Share = typing.Annotated[float, Range(zero=True, most=1.0)]
+PosInt = typing.Annotated[int, Range()]
+Count = typing.Annotated[int, Range(zero=True)]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    path: str
+    """HF folder (config.json, *.safetensors, tokenizer.json), a run folder, or a Hub id."""
+    device: Literal["auto", "cpu", "cuda"]
+    """auto takes CUDA when there is a device."""
+    dtype: Literal["auto", "float32", "bfloat16"]
+    """Compute type; masters and moments are float32 always. auto: bfloat16 on CUDA, else float32."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    train: str
+    """`embedded`, a .jsonl/.json/.parquet file, or `hub:owner/name[:split]`."""
+    heldout: str
+    """What evaluation draws from, in the same forms; `embedded` is disjoint from the training half."""
+    question_key: str
+    answer_key: str
+    kind: Literal["math", "choice"]
+    """How answers are compared."""
+    embedded_rows: PosInt
+    """Problems in an epoch of the embedded task."""
+    max_prompt_tokens: PosInt
+    """Longer prompts are dropped and counted, never cut."""
+    require_think: bool
+    """No `</think>` means incorrect. Off for models that do not write the tag."""
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    mode: Literal["exact", "max", "dual", "none"]
+    """dual: each prompt is exact or max with probability 1/2."""
+    law: Literal["uniform", "log_uniform"]
+    min: PosInt
+    """Tokens, inclusive."""
+    max: PosInt
+    """Tokens, inclusive."""
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    kind: Literal["linear", "sigmoid"]
+    """Formula family, see kernels.lcpo_advantage."""
+    alpha_exact: NonNeg
+    """Reward per token away from the budget, exact rows."""
+    alpha_max: NonNeg
+    """The same for max rows."""
+    delta: Share
+    """Reward of a correct max row exactly at its budget."""
+    alpha_factor: Pos
+    """Multiplies both alphas: 1 for the paper's budgets of 100-4000 tokens; for another range
+    3900 / (max - min), so that the whole range is worth the same reward."""
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    prompts: PosInt
+    """Prompts a step."""
+    samples: PosInt
+    """Samples a prompt: the group."""
+    temperature: Pos
+    """Divides the logits in sampling, policy, old and reference log-probs and entropy alike."""
+    top_p: Share
+    """1 in training: another value samples from a distribution that is not the policy's."""
+    top_k: Count
+    """0 (off) in training, for the same reason."""
+    max_response_tokens: PosInt
+    batch_size: PosInt
+    """Sequences decoded at once."""
+
+
+@dataclass(frozen=True)
+class AlgorithmSettings:
+    estimator: Literal["grpo", "dr_grpo", "rloo"]
+    updates: PosInt
+    """Optimizer steps a rollout; the prompts are split evenly among them."""
+    clip_low: Share
+    clip_high: NonNeg
+    """PPO: the ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    kl_coef: NonNeg
+    """Weight of the k3 KL to the frozen start; 0 holds no reference model."""
+    kl_grad: Literal["k3", "corrected"]
+    """Gradient of the KL term: k3's own (as L1), or the importance-corrected one."""
+    entropy_coef: NonNeg
+    """Entropy bonus: 0.001 in the public code by inheritance, 0 in the paper."""
+    normaliser: Literal["token_mean", "seq_mean", "constant", "sum_of_microbatch_means"]
+    """What the summed loss is divided by, see trainer/packing.py."""
+    drop_truncated: bool
+    """Leave truncated samples out of the loss; off as in the paper. They are counted either way."""
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    lr: Pos
+    warmup_steps: Count
+    """Linear, in optimizer steps; constant afterwards."""
+    beta1: Share
+    beta2: Share
+    eps: Pos
+    weight_decay: NonNeg
+    grad_clip: Pos
+    """Global norm, after the last micro-batch."""
+    max_skips: PosInt
+    """So many non-finite optimizer steps in a row stop the run, before saving."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    steps: PosInt
+    micro_batch_tokens: PosInt
+    """Packed tokens a forward and backward pass."""
+    debug: bool
+    """Assert ratio == 1 on the first mini-batch."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    every: Count
+    """Steps between evaluations; 0 means only before and after."""
+    budgets: tuple[int, ...]
+    problems: PosInt
+    samples: PosInt
+    """Samples a problem and budget."""
+    temperature: NonNeg
+    top_p: Share
+    limit_factor: Pos
+    """Response limit as a multiple of the budget."""
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every: PosInt
+    """Steps between saves; the last step is always saved."""
+    keep: PosInt
+    max_failures: PosInt
+    """So many failed saves in a row stop the run."""
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    tensorboard: bool
+    wandb: str | None
+    """wandb project, when the package is installed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str
+    """Names the run folder."""
+    scale: Literal["embedded", "paper"]
+    dir: str
+    """Run folder."""
+    seed: Count
+    resume: str
+    """auto: continue what is in the run folder; never: refuse if there is something; or a checkpoint."""
+    threads: Count
+    """CPU threads; 0 leaves torch's choice."""
+    model: ModelSettings
+    data: DataSettings
+    budget: BudgetSettings
+    reward: RewardSettings
+    rollout: RolloutSettings
+    algorithm: AlgorithmSettings
+    optim: OptimSettings
+    train: TrainSettings
+    evaluate: EvaluateSettings
+    checkpoint: CheckpointSettings
+    log: LogSettings
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """The checked configuration; raises ConfigError naming the key."""
+    config = _build(Config, raw, "")
+    _cross_check(config)
+    return config
+
+
+def _build(cls: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where or 'config'}: expected a group of settings, got {raw!r}")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    prefix = f"{where}." if where else ""
+    for key in raw:
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}: no such setting; there are {', '.join(hints)}")
+    for key in hints:
+        if key not in raw:
+            raise ConfigError(f"{prefix}{key}: missing")
+    return cls(**{key: _value(hints[key], raw[key], f"{prefix}{key}") for key in hints})
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    """`value` as the annotated type, or ConfigError; an int is taken for a float, nothing else is cast."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, key)
+    if typing.get_origin(hint) is typing.Annotated:
+        kind, limit = typing.get_args(hint)
+        return _in_range(_value(kind, value, key), limit, key)
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(typing.get_args(hint))}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list) or not value:
+            raise ConfigError(f"{key}: expected a list that is not empty, got {value!r}")
+        return tuple(_value(PosInt, item, key) for item in value)
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _value(str, value, key)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{key}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _in_range(value: float, limit: Range, key: str) -> float:
+    if not math.isfinite(value):
+        raise ConfigError(f"{key}: {value} is not a finite number")
+    if value < 0 or (value == 0 and not limit.zero):
+        raise ConfigError(
+            f"{key}: must be {'at least' if limit.zero else 'more than'} 0, got {value}"
+        )
+    if value > limit.most:
+        raise ConfigError(f"{key}: must be at most {limit.most:g}, got {value}")
+    return value
+
+
+def _cross_check(config: Config) -> None:
+    """Settings that are fine alone and contradict each other."""
+    rollout, algorithm, budget = config.rollout, config.algorithm, config.budget
+    for broken, message in (
+        (budget.min > budget.max, f"budget.min: {budget.min} is above budget.max={budget.max}"),
+        (
+            budget.mode != "none" and budget.max > rollout.max_response_tokens,
+            f"budget.max: {budget.max} cannot be reached with "
+            f"rollout.max_response_tokens={rollout.max_response_tokens}",
+        ),
+        (
+            algorithm.estimator in ("grpo", "rloo") and rollout.samples < 2,
+            f"rollout.samples: a group of {rollout.samples} has no spread to compare; "
+            f"algorithm.estimator={algorithm.estimator} needs at least 2",
+        ),
+        (
+            rollout.prompts % algorithm.updates != 0,
+            f"algorithm.updates: {algorithm.updates} does not divide rollout.prompts={rollout.prompts}",
+        ),
+        (
+            rollout.top_p != 1.0 or rollout.top_k != 0,
+            f"rollout.top_p: training samples from the policy itself, so top_p must be 1 and top_k 0 "
+            f"(got {rollout.top_p}, {rollout.top_k}); evaluation has its own evaluate.top_p",
+        ),
+        (
+            config.train.micro_batch_tokens
+            < config.data.max_prompt_tokens + rollout.max_response_tokens,
+            f"train.micro_batch_tokens: {config.train.micro_batch_tokens} is below "
+            "data.max_prompt_tokens + rollout.max_response_tokens, one sequence must fit",
+        ),
+        (algorithm.clip_low >= 1, f"algorithm.clip_low: must be below 1, got {algorithm.clip_low}"),
+        (config.optim.beta1 >= 1, f"optim.beta1: must be below 1, got {config.optim.beta1}"),
+        (config.optim.beta2 >= 1, f"optim.beta2: must be below 1, got {config.optim.beta2}"),
+        (config.evaluate.top_p == 0, "evaluate.top_p: must be more than 0, got 0"),
+    ):
+        if broken:
+            raise ConfigError(message)

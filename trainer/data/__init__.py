@@ -1,0 +1,1 @@
+"""Problems, budgets, prompts and the cursor over them."""

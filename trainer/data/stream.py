@@ -1,0 +1,90 @@
+"""The prompts of a run as a pure function of (seed, cursor): order, budgets and modes included.
+
+L1 draws a budget once, unseeded, when its data file is built; here it is redrawn each epoch from
+(seed, epoch, row), so a resumed run asks exactly what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trainer.config import BudgetSettings
+from trainer.data.prompts import encode_prompt
+from trainer.types import Problem, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where the next prompt is read: `index` rows into the shuffled order of `epoch`."""
+
+    epoch: int = 0
+    index: int = 0
+
+
+def draw_budget(settings: BudgetSettings, seed: int, epoch: int, row: int) -> tuple[str, int]:
+    """Mode and n_gold of one row: U{min..max} or log-uniform; dual flips a coin for the mode."""
+    if settings.mode == "none":
+        return "none", 0
+    rng = random.Random(f"{seed}/budget/{epoch}/{row}")
+    mode = rng.choice(("exact", "max")) if settings.mode == "dual" else settings.mode
+    if settings.law == "uniform":
+        return mode, rng.randint(settings.min, settings.max)
+    low, high = math.log(settings.min - 0.5), math.log(settings.max + 0.5)
+    return mode, round(math.exp(rng.uniform(low, high)))
+
+
+@dataclass
+class PromptStream:
+    """Endless prompts from a problem set; over-long ones are dropped and counted in `dropped`."""
+
+    problems: tuple[Problem, ...]
+    tokenizer: PreTrainedTokenizerBase
+    budget: BudgetSettings
+    seed: int
+    max_prompt_tokens: int
+    _order: tuple[int, list[int]] = field(default=(-1, []), repr=False)  # of the epoch last asked
+
+    def take(self, cursor: Cursor, count: int) -> tuple[list[Prompt], Cursor, int]:
+        """The next `count` prompts, the cursor behind them, and how many rows were too long.
+
+        Raises ValueError when a whole epoch holds no prompt that fits.
+        """
+        prompts: list[Prompt] = []
+        dropped = 0
+        epoch, index = cursor.epoch, cursor.index
+        while len(prompts) < count:
+            if index >= len(self.problems):
+                epoch, index = epoch + 1, 0
+            prompt = self._prompt(epoch, self._row(epoch, index))
+            index += 1
+            if prompt is None:
+                dropped += 1
+                if dropped >= 2 * len(self.problems):
+                    raise ValueError(
+                        f"data.max_prompt_tokens: no prompt of {len(self.problems)} problems "
+                        f"fits {self.max_prompt_tokens} tokens"
+                    )
+            else:
+                prompts.append(prompt)
+        return prompts, Cursor(epoch, index), dropped
+
+    def _row(self, epoch: int, index: int) -> int:
+        if self._order[0] != epoch:
+            order = list(range(len(self.problems)))
+            random.Random(f"{self.seed}/order/{epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1][index]
+
+    def _prompt(self, epoch: int, row: int) -> Prompt | None:
+        problem = self.problems[row]
+        mode, budget = draw_budget(self.budget, self.seed, epoch, row)
+        token_ids = encode_prompt(self.tokenizer, problem.question, mode, budget)
+        if len(token_ids) > self.max_prompt_tokens:
+            return None
+        return Prompt(epoch * len(self.problems) + row, problem, mode, budget, token_ids)

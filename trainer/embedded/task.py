@@ -1,0 +1,40 @@
+"""Sums of three to six numbers: endless, verifiable, and easier the longer one thinks.
+
+Every problem is a pure function of (seed, index, split). Train and held-out problems are disjoint by
+construction: the *multiset* of the numbers decides the split, so not even a reordering leaks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+from trainer.types import Problem
+
+SPLITS = ("train", "heldout")
+TERMS = (3, 6)  # how many numbers, inclusive
+NUMBERS = (2, 25)  # their range, inclusive
+HELDOUT_SHARE = 8  # one multiset in so many is held out
+
+
+def split_of(numbers: list[int]) -> str:
+    """The split that owns this multiset of numbers: a hash, so no list of problems is kept."""
+    digest = hashlib.sha256(",".join(map(str, sorted(numbers))).encode()).digest()
+    return "heldout" if digest[0] % HELDOUT_SHARE == 0 else "train"
+
+
+def draw_numbers(seed: int, index: int, split: str) -> list[int]:
+    """The numbers of problem `index`; drawn again until their multiset belongs to `split`."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r} of the embedded task; there are {SPLITS}")
+    rng = random.Random(f"{seed}/{split}/{index}")
+    while True:
+        numbers = [rng.randint(*NUMBERS) for _ in range(rng.randint(*TERMS))]
+        if split_of(numbers) == split:
+            return numbers
+
+
+def make_problem(seed: int, index: int, split: str) -> Problem:
+    """Problem `index` of a split. Example: Problem("train-4", "3+14+7=?", ("24",))."""
+    numbers = draw_numbers(seed, index, split)
+    return Problem(f"{split}-{index}", "+".join(map(str, numbers)) + "=?", (str(sum(numbers)),))

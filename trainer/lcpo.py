@@ -1,0 +1,54 @@
+"""LCPO for the trainer: rollouts in, reward terms and group-relative advantages out.
+
+The formulas themselves are kernels.lcpo_advantage (arXiv 2503.04697, eq. 1 and 2); here is only
+what turns dataclasses into its tensors, and the measures that say how much of the signal is length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+import kernels
+from trainer.config import AlgorithmSettings, RewardSettings
+from trainer.types import MODES, Advantages, Rollout
+
+
+def reward_spec(settings: RewardSettings) -> kernels.RewardSpec:
+    """The kernel's reward parameters."""
+    return kernels.RewardSpec(
+        kind=settings.kind,
+        alpha_exact=settings.alpha_exact * settings.alpha_factor,
+        alpha_max=settings.alpha_max * settings.alpha_factor,
+        delta=settings.delta,
+    )
+
+
+def advantages(
+    rollouts: Sequence[Rollout],
+    n_y: torch.Tensor,
+    reward: RewardSettings,
+    algorithm: AlgorithmSettings,
+) -> Advantages:
+    """Rewards and advantages, float32 [N]. `n_y` int32 [N]: tokens generated, EOS included.
+
+    Groups are keyed by the prompt's group id: a problem met again with another budget is another.
+    """
+    ids = {group: i for i, group in enumerate(dict.fromkeys(r.prompt.group for r in rollouts))}
+    device = n_y.device
+
+    def ints(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    terms = kernels.lcpo_advantage(
+        torch.tensor([r.score.value for r in rollouts], dtype=torch.float32, device=device),
+        n_y,
+        ints([r.prompt.budget for r in rollouts]),
+        ints([MODES.index(r.prompt.mode) for r in rollouts]),
+        ints([ids[r.prompt.group] for r in rollouts]),
+        len(ids),
+        reward=reward_spec(reward),
+        estimator=algorithm.estimator,
+    )
+    return Advantages(terms.correctness, terms.length, terms.reward, terms.advantage)

@@ -1,0 +1,178 @@
+"""What a step reports, computed from its results alone. Names are listed in docs/metrics.md."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+import kernels
+from trainer.config import BudgetSettings
+from trainer.grading import REASONS
+from trainer.types import Advantages, PackedBatch, Rollout
+
+BUCKETS = 4  # of equal width over [budget.min, budget.max]
+
+
+@dataclass
+class Clock:
+    """Seconds by phase: `with clock("rollout"): ...`; on CUDA it waits for the device's work."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[phase] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A packed batch with its log-probs before the step, float32 [R] each."""
+
+    batch: PackedBatch
+    old: torch.Tensor
+    ref: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one micro-batch left behind; tensors stay on the device until the end of the step."""
+
+    update: int  # which optimizer step of the rollout
+    loss: torch.Tensor
+    stats: kernels.PolicyStats
+
+
+def reward_metrics(rollouts: Sequence[Rollout], terms: Advantages) -> dict[str, float]:
+    """Reward split into its terms, reasons, and how groups are made up."""
+    reasons = Counter(r.score.reason for r in rollouts)
+    right_by_group: dict[int, list[float]] = defaultdict(list)
+    for r in rollouts:
+        right_by_group[r.prompt.group].append(r.score.value)
+    shares = [sum(values) / len(values) for values in right_by_group.values()]
+    values = {
+        "reward/mean": terms.reward.mean().item(),
+        "reward/correctness": terms.correctness.mean().item(),
+        "reward/length": terms.length.mean().item(),
+        "group/all_right": float(np.mean([s == 1 for s in shares])),
+        "group/all_wrong": float(np.mean([s == 0 for s in shares])),
+        "group/mixed": float(np.mean([0 < s < 1 for s in shares])),
+        "advantage/length_r2": length_r2(rollouts, terms),
+    }
+    return values | {f"reason/{reason}": reasons[reason] / len(rollouts) for reason in REASONS}
+
+
+def length_r2(rollouts: Sequence[Rollout], terms: Advantages) -> float:
+    """Share of the advantage's variance that the length term, centred by group, explains."""
+    groups = np.array([r.prompt.group for r in rollouts])
+    length = terms.length.double().cpu().numpy().copy()
+    for group in np.unique(groups):
+        length[groups == group] -= length[groups == group].mean()
+    return correlation(length, terms.advantage.double().cpu().numpy()) ** 2
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson correlation; 0 when one of the two does not vary."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / scale) if scale > 0 else 0.0
+
+
+def length_metrics(
+    rollouts: Sequence[Rollout], lengths: kernels.Lengths, settings: BudgetSettings
+) -> dict[str, float]:
+    """Tokens used against tokens asked, over all and by budget bucket."""
+    used = lengths.n_total.cpu().numpy().astype(float)
+    values = {
+        "length/mean": float(used.mean()),
+        "length/think": lengths.n_think.float().mean().item(),
+        "length/truncated": lengths.truncated.float().mean().item(),
+    }
+    asked = np.array([r.prompt.budget for r in rollouts], dtype=float)
+    if not asked.all():  # mode none: nothing was asked
+        return values
+    deviation = np.abs(used - asked) / asked
+    values |= {
+        "length/deviation": float(deviation.mean()),
+        "length/correlation": correlation(used, asked),
+        "length/over_budget": float((used > asked).mean()),
+    }
+    edges = np.linspace(settings.min, settings.max + 1, BUCKETS + 1).astype(int)
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = (asked >= low) & (asked < high)
+        if inside.any():
+            values[f"length/deviation@{low}-{high - 1}"] = float(deviation[inside].mean())
+    return values
+
+
+def policy_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """KL, entropy, clipping and ratios over the tokens of the step; one transfer."""
+    rows = torch.stack(
+        [
+            torch.stack(
+                [
+                    o.loss,
+                    s.tokens,
+                    s.clip_count,
+                    s.kl_sum,
+                    s.old_kl_sum,
+                    s.entropy_sum,
+                    s.ratio_max_dev,
+                ]
+            ).double()
+            for o in outcomes
+            for s in [o.stats]
+        ]
+    ).cpu()
+    loss, tokens, clipped, kl, old_kl, entropy = rows[:, :6].sum(0).tolist()
+    deviation = rows[:, 6]
+    first = torch.tensor([o.update == 0 for o in outcomes])
+    tokens = max(tokens, 1.0)
+    return {
+        "policy/loss": loss,
+        "policy/kl": kl / tokens,
+        "policy/old_kl": old_kl / tokens,
+        "policy/entropy": entropy / tokens,
+        "policy/clip_fraction": clipped / tokens,
+        "policy/ratio_dev_first": deviation[first].max().item(),
+        "policy/ratio_dev_max": deviation.max().item(),
+    }
+
+
+def gap_metrics(
+    rollouts: Sequence[Rollout], micro_batches: Sequence[MicroBatch]
+) -> dict[str, float]:
+    """Gap between the engine's log-probs and the trainer's on the same tokens."""
+    ours = torch.cat([m.old for m in micro_batches]).double().cpu()
+    samples = torch.cat([m.batch.samples for m in micro_batches]).tolist()
+    theirs = torch.tensor([lp for i in samples for lp in rollouts[i].completion.logprobs]).double()
+    gap = ours - theirs
+    if not len(gap):
+        return {}
+    return {
+        "policy/rollout_gap_max": gap.abs().max().item(),
+        "policy/rollout_gap_mean": gap.abs().mean().item(),
+        "policy/rollout_gap_k3": (gap.exp() - gap - 1).mean().item(),
+    }
+
+
+def speed(seconds: dict[str, float], generated: int, trained: int) -> dict[str, float]:
+    """Everything that depends on the machine and not on the seed."""
+    values = dict(seconds)
+    values["total"] = sum(seconds.values())
+    values["speed/rollout_tokens_per_s"] = generated / seconds["rollout"]
+    values["speed/update_tokens_per_s"] = trained / seconds["update"]
+    values["memory/peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if torch.cuda.is_available():
+        values["memory/cuda_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return values

@@ -1,0 +1,19 @@
+"""One decoder for Qwen2, Llama and Qwen3 in the Hugging Face layout."""
+
+from trainer.model.attention import Attend, CachedAttention, PackedAttention
+from trainer.model.config import ModelConfig, RopeConfig, read_config
+from trainer.model.decoder import Decoder
+from trainer.model.weights import copy_tokenizer, load_model, save_model
+
+__all__ = [
+    "Attend",
+    "CachedAttention",
+    "Decoder",
+    "ModelConfig",
+    "PackedAttention",
+    "RopeConfig",
+    "copy_tokenizer",
+    "load_model",
+    "read_config",
+    "save_model",
+]

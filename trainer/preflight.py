@@ -1,0 +1,169 @@
+"""Everything that can go wrong before a run is paid for, and the parts of the run it yields."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+import kernels
+import trainer.embedded
+from trainer.checkpoint import find_checkpoint
+from trainer.config import Config, ConfigError, DataSettings
+from trainer.data.problems import load_problems
+from trainer.data.stream import PromptStream
+from trainer.embedded.task import make_problem
+from trainer.model import load_model
+from trainer.optim import Optimizer
+from trainer.rollout import RolloutEngine
+from trainer.step import Trainer
+from trainer.types import Problem
+
+EMBEDDED = "embedded"
+CHECKPOINTS = "checkpoints"
+WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+
+
+def check_packages() -> None:
+    """Refuse a foreign `kernels` package: a Hugging Face distribution has the same name."""
+    ours = Path(__file__).resolve().parent.parent
+    found = Path(kernels.__file__).resolve().parent.parent
+    if found != ours:
+        raise ConfigError(
+            f"the package `kernels` comes from {found}, not from this project; "
+            "run from the repository's root or `pip uninstall kernels`"
+        )
+
+
+def resolve_device(config: Config) -> Config:
+    """The configuration with model.device and model.dtype decided."""
+    cuda = torch.cuda.is_available()
+    device = config.model.device
+    if device == "auto":
+        device = "cuda" if cuda else "cpu"
+    if device == "cuda" and not cuda:
+        raise ConfigError("model.device: cuda asked for, but torch finds no CUDA device")
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, device=device, dtype=dtype)
+    )
+
+
+def find_model(path: str) -> Path:
+    """The HF folder that `model.path` names: `embedded`, a folder, a run folder, or a Hub id."""
+    if path == EMBEDDED:
+        return Path(trainer.embedded.__file__).parent / "base"
+    folder = Path(path)
+    if (folder / CHECKPOINTS).is_dir():
+        newest = find_checkpoint(folder / CHECKPOINTS)
+        if newest is None:
+            raise ConfigError(f"model.path: the run {path} has no complete checkpoint yet")
+        return newest
+    if folder.is_dir():
+        return folder
+    if path.count("/") != 1 or path.startswith((".", "/")):
+        raise ConfigError(f"model.path: no such folder: {path}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(WEIGHT_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ConfigError(
+            f"model.path: no folder {path}, and the Hub did not give it: {error}"
+        ) from error
+
+
+def load_data(settings: DataSettings, spec: str, split: str, seed: int) -> tuple[Problem, ...]:
+    """Problems of `spec`; the embedded task draws the rows of `split`."""
+    if spec == EMBEDDED:
+        return tuple(make_problem(seed, i, split) for i in range(settings.embedded_rows))
+    found = load_problems(
+        spec,
+        question_key=settings.question_key,
+        answer_key=settings.answer_key,
+        kind=settings.kind,
+    )
+    return found.problems
+
+
+def load_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+    """The tokenizer of a model folder, exactly as its tokenizer.json says, and the ids of `</think>`.
+
+    Not AutoTokenizer: it rebuilds the pre-tokenizer of Qwen2 models, other than the file's own.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(f"model.path: {folder} has no tokenizer.json")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"model.path: the tokenizer of {folder} has no EOS token")
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"model.path: the tokenizer of {folder} has no chat template")
+    think_end = tuple(tokenizer.encode("</think>", add_special_tokens=False))
+    return tokenizer, think_end
+
+
+def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
+    """Load and check everything a run needs; also the held-out problems of its evaluations."""
+    folder = find_model(config.model.path)
+    tokenizer, think_end = load_tokenizer(folder)
+    train = load_data(config.data, config.data.train, "train", config.seed)
+    heldout_rows = dataclasses.replace(config.data, embedded_rows=config.evaluate.problems)
+    heldout = load_data(heldout_rows, config.data.heldout, "heldout", config.seed)
+    device = config.model.device
+    model = load_model(folder, dtype=torch.float32, device=device)
+    reference = None
+    if config.algorithm.kl_coef > 0:
+        dtype = getattr(torch, config.model.dtype)
+        reference = load_model(folder, dtype=dtype, device=device).requires_grad_(False)
+    stream = PromptStream(
+        train, tokenizer, config.budget, config.seed, config.data.max_prompt_tokens
+    )
+    engine = RolloutEngine(
+        model,
+        eos_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        batch_size=config.rollout.batch_size,
+    )
+    optimizer = Optimizer(model, config.optim)
+    parts = Trainer(config, model, reference, tokenizer, think_end, stream, engine, optimizer)
+    return parts, heldout[: config.evaluate.problems]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware, for the run folder."""
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    cuda = torch.cuda.is_available()
+    return {
+        "commit": commit or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name(0) if cuda else None,
+        "kernels": kernels.active_backends(),
+    }
+
+
+def config_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

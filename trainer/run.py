@@ -1,0 +1,86 @@
+"""`python -m trainer.run +experiment=l1_exact`: compose, parse, pre-flight, run, exit code.
+
+Exit codes: 0 complete, or stopped on request with a checkpoint; 1 failed while running; 2 refused
+before anything expensive started.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before torch: a spin-waiting OpenMP team collapses when another process wants its core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from trainer.checkpoint import CheckpointError
+from trainer.config import Config, ConfigError, parse_config
+from trainer.loop import Run, run_loop
+from trainer.preflight import build_trainer, check_packages, resolve_device
+from trainer.scale import resolve_scale
+from trainer.signals import StopFlag
+
+# In conf/: `${per_scale:EMBEDDED,PAPER}` is the value for the scale of the run.
+OmegaConf.register_new_resolver(
+    "per_scale",
+    lambda embedded, paper, *, _root_: embedded if _root_.scale == "embedded" else paper,
+)
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def main() -> None:
+    """Put the scale that this machine can run in the place of `scale=auto`, then hand to hydra."""
+    asked = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("scale=")]
+    try:
+        scale, why = resolve_scale(asked[-1] if asked else "auto")
+    except ConfigError as error:
+        sys.exit(fail(error))
+    print(f"scale: {scale} ({why}); choose with scale=embedded or scale=paper", flush=True)
+    rest = [a for a in sys.argv[1:] if not a.startswith("scale=")]
+    sys.argv = [sys.argv[0], f"scale={scale}", *rest]
+    composed()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def composed(raw: DictConfig) -> None:
+    """What hydra composed, as an exit code."""
+    try:
+        run = prepare(parse_config(OmegaConf.to_container(raw, resolve=True)))
+    except (ValueError, CheckpointError) as error:  # ConfigError is a ValueError
+        sys.exit(fail(error))
+    try:
+        complete = run_loop(run)
+    except (ConfigError, CheckpointError, FloatingPointError) as error:
+        fail(error)
+        sys.exit(1)
+    if complete:
+        print(f"done: {run.folder}/evaluation.png; samples: python -m trainer.samples {run.folder}")
+
+
+def prepare(config: Config) -> Run:
+    """The pre-flight: everything loaded and checked, nothing computed."""
+    check_packages()
+    config = resolve_device(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    stop = StopFlag()
+    stop.install()
+    trainer, heldout = build_trainer(config)
+    run = Run(config, trainer, heldout, Path(config.dir), stop)
+    print(f"run folder: {run.folder}", flush=True)
+    return run
+
+
+def fail(error: Exception) -> int:
+    """Say what is wrong, without a traceback: these errors are the user's to mend."""
+    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""*** THE FILE: one LCPO step, top to bottom. ***
+
+    prompts -> rollouts -> scores -> advantages -> packed batches -> old and reference log-probs
+            -> for each mini-batch: loss, backward, clip, optimizer -> statistics
+
+Left out of the recipe on purpose: a value model and GAE (GRPO has none), a KL penalty inside the
+reward (LCPO puts it in the loss). Every noun is in types.py, every verb is a function tested alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+import kernels
+from trainer import lcpo, metrics
+from trainer.config import Config
+from trainer.data.stream import Cursor, PromptStream
+from trainer.grading import grade
+from trainer.metrics import Clock, MicroBatch, Outcome
+from trainer.model import Decoder, PackedAttention
+from trainer.optim import Optimizer
+from trainer.packing import pack, sequence_weights, split_by_tokens
+from trainer.rollout import Request, RolloutEngine, Sampling
+from trainer.seeds import derive_seed
+from trainer.types import Advantages, PackedBatch, Prompt, Rollout, StepStats
+
+
+@dataclass
+class Trainer:
+    """What a step works with. `cursor` moves only when the step is done."""
+
+    config: Config
+    model: Decoder
+    reference: Decoder | None  # frozen start of the run; None when algorithm.kl_coef is 0
+    tokenizer: PreTrainedTokenizerBase
+    think_end: tuple[int, ...]  # token ids of `</think>`
+    stream: PromptStream
+    engine: RolloutEngine
+    optimizer: Optimizer
+    cursor: Cursor = field(default_factory=Cursor)
+    step: int = 0  # steps done
+    on_phase: Callable[[str, int, int], None] = lambda phase, done, total: None
+
+
+def train_step(trainer: Trainer) -> StepStats:
+    """One step: draw, score, learn. Raises FloatingPointError after too many non-finite updates."""
+    config, clock = trainer.config, Clock()
+    prompts, cursor, dropped = trainer.stream.take(trainer.cursor, config.rollout.prompts)
+    with clock("rollout"):
+        rollouts = generate(trainer, prompts)
+    lengths = count(trainer, rollouts)
+    advantages = lcpo.advantages(rollouts, lengths.n_total, config.reward, config.algorithm)
+    with clock("old_logprob"):
+        updates = [
+            [with_old_logprobs(trainer, batch) for batch in batches]
+            for batches in pack_updates(config, rollouts, trainer.model.head_weight.device)
+        ]
+    outcomes = []
+    with clock("update"):
+        for number, micro_batches in enumerate(updates):
+            for micro in micro_batches:
+                trainer.on_phase("update", len(outcomes), sum(map(len, updates)))
+                loss, stats = policy_loss(trainer, micro, advantages)
+                loss.backward()
+                outcomes.append(Outcome(number, loss.detach(), stats))
+            trainer.optimizer.step()
+    trainer.cursor, trainer.step = cursor, trainer.step + 1
+    return statistics(trainer, rollouts, lengths, advantages, updates, outcomes, clock, dropped)
+
+
+def generate(trainer: Trainer, prompts: list[Prompt]) -> list[Rollout]:
+    """K graded samples of each prompt, group by group."""
+    settings, seed = trainer.config.rollout, trainer.config.seed
+    pairs = [(prompt, k) for prompt in prompts for k in range(settings.samples)]
+    requests = [
+        Request(
+            prompt.token_ids,
+            derive_seed(seed, "sample", trainer.step, prompt.group, k),
+            settings.max_response_tokens,
+        )
+        for prompt, k in pairs
+    ]
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k)
+    with compute(trainer.config, trainer.model):
+        completions = trainer.engine.generate(
+            requests, sampling, lambda done, total: trainer.on_phase("rollout", done, total)
+        )
+    texts = trainer.tokenizer.batch_decode([c.token_ids for c in completions])
+    require_think = trainer.config.data.require_think
+    return [
+        Rollout(
+            prompt, k, completion, text, grade(text, prompt.problem, require_think=require_think)
+        )
+        for (prompt, k), completion, text in zip(pairs, completions, texts, strict=True)
+    ]
+
+
+def count(trainer: Trainer, rollouts: list[Rollout]) -> kernels.Lengths:
+    """Token counts of the completions from their ids, never from text."""
+    device = trainer.model.head_weight.device
+    ids = torch.tensor([t for r in rollouts for t in r.completion.token_ids], device=device)
+    sizes = torch.tensor([0, *(len(r.completion.token_ids) for r in rollouts)])
+    cu_seqlens = sizes.cumsum(0).to(torch.int32).to(device)
+    return kernels.count_lengths(
+        ids, cu_seqlens, eos_id=trainer.engine.eos_id, think_end=trainer.think_end
+    )
+
+
+def pack_updates(
+    config: Config, rollouts: list[Rollout], device: torch.device
+) -> list[list[PackedBatch]]:
+    """The step's samples as packed micro-batches, one list an optimizer step."""
+    per_update = len(rollouts) // config.algorithm.updates
+    updates = []
+    for start in range(0, len(rollouts), per_update):
+        kept = [
+            i
+            for i in range(start, start + per_update)
+            if not (config.algorithm.drop_truncated and rollouts[i].completion.truncated)
+        ]
+        members = [rollouts[i] for i in kept]
+        prompts = [r.prompt.token_ids for r in members]
+        responses = [r.completion.token_ids for r in members]
+        totals = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+        batches = split_by_tokens(totals, config.train.micro_batch_tokens)
+        weights = sequence_weights(
+            [len(r) for r in responses],
+            config.algorithm.normaliser,
+            constant=config.rollout.max_response_tokens,
+            micro_batches=batches,
+        )
+        updates.append(
+            [
+                pack(
+                    [prompts[i] for i in batch],
+                    [responses[i] for i in batch],
+                    weights[batch],
+                    [kept[i] for i in batch],
+                    device,
+                )
+                for batch in batches
+            ]
+        )
+    return updates
+
+
+def logprobs(
+    config: Config, model: Decoder, batch: PackedBatch, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tempered log-prob and entropy of each response token, float32 [R] each; no logits are kept."""
+    attend = PackedAttention(batch.cu_seqlens, batch.max_seqlen, model.config.attention_scale)
+    with compute(config, model):
+        hidden = model(batch.input_ids, batch.position_ids, attend)  # [T, H]
+        return kernels.linear_logprob(
+            hidden[batch.rows],  # [R, H]: prompt rows never reach the head
+            model.head_weight,
+            batch.targets,
+            temperature=config.rollout.temperature,
+            vocab_size=vocab_size,
+        )
+
+
+@torch.no_grad()
+def with_old_logprobs(trainer: Trainer, batch: PackedBatch) -> MicroBatch:
+    """Log-probs before the step under the very packing of the update: the ratio starts at 1 exactly."""
+    trainer.on_phase("old_logprob", 0, 0)
+    config, vocab_size = trainer.config, trainer.engine.vocab_size
+    old, _ = logprobs(config, trainer.model, batch, vocab_size)
+    ref = None
+    if trainer.reference is not None:
+        ref, _ = logprobs(config, trainer.reference, batch, vocab_size)
+    return MicroBatch(batch, old, ref)
+
+
+def policy_loss(
+    trainer: Trainer, micro: MicroBatch, advantages: Advantages
+) -> tuple[torch.Tensor, kernels.PolicyStats]:
+    """The micro-batch's share of the step's loss, float32 scalar, and its statistics."""
+    settings, batch = trainer.config.algorithm, micro.batch
+    logprob, entropy = logprobs(trainer.config, trainer.model, batch, trainer.engine.vocab_size)
+    return kernels.policy_loss(
+        logprob,
+        micro.old,
+        micro.ref,
+        entropy,
+        advantages.advantage[batch.samples],  # [B]
+        batch.seq_weight,
+        batch.seq_ids,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        kl_coef=settings.kl_coef,
+        kl_grad=settings.kl_grad,
+        entropy_coef=settings.entropy_coef,
+    )
+
+
+def compute(config: Config, model: Decoder) -> contextlib.AbstractContextManager:
+    """Autocast to bfloat16 when model.dtype asks for it; weights stay float32 masters."""
+    if config.model.dtype != "bfloat16":
+        return contextlib.nullcontext()
+    return torch.autocast(model.head_weight.device.type, torch.bfloat16)
+
+
+def statistics(
+    trainer: Trainer,
+    rollouts: list[Rollout],
+    lengths: kernels.Lengths,
+    advantages: Advantages,
+    updates: list[list[MicroBatch]],
+    outcomes: list[Outcome],
+    clock: Clock,
+    dropped: int,
+) -> StepStats:
+    """All the step reports; the one place where it waits for the device."""
+    optimizer, micro_batches = (
+        trainer.optimizer,
+        [micro for batches in updates for micro in batches],
+    )
+    values = {
+        **metrics.reward_metrics(rollouts, advantages),
+        **metrics.length_metrics(rollouts, lengths, trainer.config.budget),
+        **metrics.policy_metrics(outcomes),
+        **metrics.gap_metrics(rollouts, micro_batches),
+        "optim/grad_norm": optimizer.last_norm,
+        "optim/lr": optimizer.lr,
+        "optim/skipped": optimizer.skipped,
+        "data/dropped_prompts": dropped,
+    }
+    generated = sum(len(r.completion.token_ids) for r in rollouts)
+    trained = sum(len(micro.batch.input_ids) for micro in micro_batches)
+    seconds = metrics.speed(clock.seconds, generated, trained)
+    return StepStats(trainer.step, values, seconds, rollouts, advantages)
