@@ -56,8 +56,9 @@ class Recorder:
     """
 
     def __init__(self, run_dir: Path, log: LogSettings, resume_step: int) -> None:
-        """Continue the logs of `run_dir` (which exists) after `resume_step`, 0 for a fresh run.
+        """Continue the logs of `run_dir` (which exists) after `resume_step`; -1 starts them anew.
 
+        With 0 the evaluation before training is kept.
         Raises ConfigError when `log.wandb` names a project and wandb is not installed, OSError.
         """
         self._wandb = _start_wandb(log.wandb, run_dir, resume_step) if log.wandb else None
@@ -251,7 +252,7 @@ def _start_wandb(project: str, run_dir: Path, resume_step: int) -> Any:
     run = wandb.init(
         project=project,
         group=run_dir.name,
-        name=f"{run_dir.name}-from-{resume_step}",
+        name=f"{run_dir.name}-from-{max(resume_step, 0)}",
         dir=str(run_dir),
     )
     run.define_metric("*", step_metric="step")

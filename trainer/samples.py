@@ -112,7 +112,7 @@ def render(row: dict[str, Any]) -> Panel:
     )
     terms = ("correctness", "length", "reward", "advantage")
     head = Table.grid(padding=(0, 2))
-    head.add_row("question", clean(row["question"]))
+    head.add_row("question", Text(clean(row["question"])))
     head.add_row("tokens", _tokens(row))
     head.add_row("verdict", verdict)
     head.add_row("reward", Text("  ".join(f"{key} {_number(row[key])}" for key in terms)))

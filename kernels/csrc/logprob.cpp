@@ -11,12 +11,14 @@ namespace lcpo {
 LCPO_CLONES float row_max(const float* x, int64_t size) {
   float best[LANES];
   int32_t nan[LANES];
+  LCPO_SIMD
   for (int i = 0; i < LANES; ++i) {
     best[i] = -INF;
     nan[i] = 0;
   }
   int64_t j = 0;
   for (; j + LANES <= size; j += LANES) {
+    LCPO_SIMD
     for (int i = 0; i < LANES; ++i) {
       const float value = x[j + i];
       best[i] = value > best[i] ? value : best[i];
@@ -45,6 +47,7 @@ LCPO_CLONES void row_sums(const float* x, int64_t size, float temperature, float
   LaneSum sum, moment;
   int64_t j = 0;
   for (; j + LANES <= size; j += LANES) {
+    LCPO_SIMD
     for (int i = 0; i < LANES; ++i) {
       const float z = x[j + i] / temperature - shift;
       const float e = exp_nonpositive(z);

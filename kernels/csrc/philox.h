@@ -12,6 +12,7 @@ namespace lcpo {
 template <int LANES>
 LCPO_INLINE void philox(uint32_t first, uint32_t c1_word, uint64_t seed, uint32_t* out) {
   uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
+  LCPO_SIMD
   for (int i = 0; i < LANES; ++i) {
     c0[i] = first + static_cast<uint32_t>(i);
     c1[i] = c1_word;
@@ -20,6 +21,7 @@ LCPO_INLINE void philox(uint32_t first, uint32_t c1_word, uint64_t seed, uint32_
   }
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
+    LCPO_SIMD
     for (int i = 0; i < LANES; ++i) {
       const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0[i];
       const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2[i];
@@ -31,6 +33,7 @@ LCPO_INLINE void philox(uint32_t first, uint32_t c1_word, uint64_t seed, uint32_
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
+  LCPO_SIMD
   for (int i = 0; i < LANES; ++i) {
     out[4 * i + 0] = c0[i];
     out[4 * i + 1] = c1[i];

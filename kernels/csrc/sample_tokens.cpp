@@ -43,6 +43,7 @@ LCPO_INLINE float exponential(uint32_t bits) {
 LCPO_CLONES void race(const Row& row, int64_t* winner, double* total) {
   float best[LANES];
   int32_t best_block[LANES];  // of each lane: the block's first entry plus the quarter's offset
+  LCPO_SIMD
   for (int i = 0; i < LANES; ++i) {
     best[i] = -1.0f;
     best_block[i] = 0;
@@ -55,11 +56,13 @@ LCPO_CLONES void race(const Row& row, int64_t* winner, double* total) {
     philox<LANES>(static_cast<uint32_t>(start / 4), row.position, row.seed, bits);
     for (int64_t i = 0; i < count; ++i) weight[i] = row.z(start + i);
     for (int64_t i = count; i < BLOCK; ++i) weight[i] = -INF;  // weight 0 never wins
+    LCPO_SIMD
     for (int i = 0; i < BLOCK; ++i) {
       weight[i] = exp_nonpositive(weight[i]);
       score[i] = weight[i] / exponential(bits[i]);
     }
     for (int part = 0; part < BLOCK; part += LANES) {
+      LCPO_SIMD
       for (int i = 0; i < LANES; ++i) {
         const bool better = score[part + i] > best[i];  // strict: the first of equals stays
         best[i] = better ? score[part + i] : best[i];
@@ -83,6 +86,7 @@ LCPO_CLONES void fill_weights(const Row& row, float* weight, double* total) {
   LaneSum sum;
   int64_t j = 0;
   for (; j + LANES <= row.size; j += LANES) {
+    LCPO_SIMD
     for (int i = 0; i < LANES; ++i) {
       weight[j + i] = exp_nonpositive(row.z(j + i));
       sum.part[i] += weight[j + i];

@@ -10,6 +10,8 @@
 #include <limits>
 
 #define LCPO_INLINE static inline __attribute__((always_inline))
+// Before a loop over lanes: GCC would else unroll it first and then find little to vectorise.
+#define LCPO_SIMD _Pragma("omp simd")
 #define LCPO_INLINE_MEMBER inline __attribute__((always_inline))
 
 // Function versions need glibc's ifunc; its resolvers run before a sanitizer is ready.

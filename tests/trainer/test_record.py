@@ -112,13 +112,13 @@ def test_two_runs_of_one_seed_differ_in_timing_alone(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.parametrize("resume_step", range(6))
+@pytest.mark.parametrize("resume_step", range(-1, 6))
 def test_resume_leaves_one_row_a_step(tmp_path, resume_step):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     for run in (straight, resumed):
         run.mkdir()
         record_steps(run, 1, 5, 0)
-    record_steps(resumed, resume_step + 1, 5, resume_step)
+    record_steps(resumed, max(resume_step, 0) + 1, 5, resume_step)
     assert steps_of(resumed / METRICS) == [1, 2, 3, 4, 5]
     assert steps_of(resumed / SAMPLES) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert steps_of(resumed / EVALUATIONS) == [2, 4]
@@ -155,6 +155,15 @@ def test_torn_first_line(tmp_path):
     (tmp_path / METRICS).write_bytes(b'{"step": 1')
     Recorder(tmp_path, QUIET, 0).close()
     assert (tmp_path / METRICS).read_bytes() == b""
+
+
+def test_a_row_without_its_newline_is_torn(tmp_path):
+    """Kept, it would share a line with the next row."""
+    record_steps(tmp_path, 1, 2, 0)
+    path = tmp_path / METRICS
+    path.write_bytes(path.read_bytes()[:-1])
+    Recorder(tmp_path, QUIET, 2).close()
+    assert steps_of(path) == [1] and path.read_bytes().endswith(b"\n")
 
 
 def test_a_step_is_visible_to_readers_at_once(tmp_path):
