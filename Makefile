@@ -4,6 +4,7 @@
 .PHONY: train test test-gpu lint format build bench pretrain golden clean help
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+LIBRARY := kernels/cpp_impl/liblcpo_kernels.so
 
 # OpenMP threads spin while they wait unless told not to, and then one other busy process makes small
 # torch ops some 15 times slower (docs/benchmarks.md). It is read once, when torch is imported.
@@ -35,13 +36,12 @@ pretrain: .venv/.installed ## make the embedded base model again
 golden: .venv/.installed ## write the golden numbers again, after a change that is meant to change them
 	$(PY) -m tests.numerics.golden
 
-build: ## build the native library again
-	rm -rf build .venv/.installed
-	$(MAKE) .venv/.installed
+build: .venv/.installed ## build the native library again and show what the compiler says
+	rm -rf build $(LIBRARY)
+	$(PIP) install -v --no-deps -e .
 
 clean: ## remove .venv, build outputs and caches; runs/ stays
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find kernels -name '*.so' -delete
+	rm -rf .venv build $(LIBRARY) *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find kernels trainer bench tests -name __pycache__ -exec rm -rf {} +
 
 help:
@@ -73,5 +73,6 @@ CPU_TORCH := $(PIP) install -q --no-deps -c constraints-cpu.txt torch
 	then pins="-c constraints-cpu.txt"; \
 	else pins=""; echo "No CPU build of torch within reach: taking the default one, large on Linux"; \
 	fi; \
-	$(PIP) install -q $$pins -e '.[dev]'
+	rm -f $(LIBRARY); $(PIP) install -q $$pins -e '.[dev]'
+	@test -e $(LIBRARY) || echo "C++ kernels not built, CPU ops use torch; \`make build\` shows why"
 	@touch $@

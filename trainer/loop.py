@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from trainer.model import copy_tokenizer, load_model, save_model
 from trainer.plots import plot_evaluation, plot_training
 from trainer.preflight import CHECKPOINTS, config_dict, environment, find_model
 from trainer.progress import Progress
-from trainer.record import Recorder
+from trainer.record import EVALUATIONS, METRICS, Recorder, read_rows
 from trainer.signals import StopFlag, Stopped
 from trainer.step import Trainer, train_step
 from trainer.types import Problem
@@ -62,14 +62,14 @@ def run_loop(run: Run) -> bool:
             progress.message(f"continuing {run.folder} behind step {trainer.step}")
         trainer.on_phase = phase_hook(run.stop, progress)
         try:
-            if not resumed:
-                assess(run, recorder, progress, "before")
+            evaluate_if_due(run, recorder, progress)
             while trainer.step < config.train.steps:
                 run.stop.poll()
                 stats = train_step(trainer)
                 recorder.train(stats)
                 progress.step(stats)
-                after_step(run, recorder, progress)
+                evaluate_if_due(run, recorder, progress)
+                save_if_due(run, recorder, progress)
         except Stopped:
             # A stop right behind a periodic save finds nothing new to save.
             if trainer.step and not (run.checkpoints / f"step-{trainer.step:08d}").is_dir():
@@ -82,17 +82,40 @@ def run_loop(run: Run) -> bool:
     return True
 
 
-def after_step(run: Run, recorder: Recorder, progress: Progress) -> None:
-    """What is due behind a step. The evaluation comes first, so a checkpoint implies its rows."""
-    config, step = run.config, run.trainer.step
-    last = step == config.train.steps
-    if last or (config.evaluate.every and step % config.evaluate.every == 0):
-        assess(run, recorder, progress, "after" if last else "during")
-    if last or step % config.checkpoint.every == 0:
+def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
+    """Before, after, and every evaluate.every steps; once each, whatever a stop cut short."""
+    config, trainer = run.config, run.trainer
+    step, every = trainer.step, config.evaluate.every
+    if step == config.train.steps:
+        phase = "after"
+    elif step == 0:
+        phase = "before"
+    elif every and step % every == 0:
+        phase = "during"
+    else:
+        return
+    if recorder.evaluated(step, phase):
+        return
+    result = evaluate(
+        config,
+        trainer.engine,
+        trainer.tokenizer,
+        run.heldout,
+        lambda done, total: trainer.on_phase("evaluate", done, total),
+    )
+    row = {"step": step, "phase": phase, **result}
+    recorder.evaluation(row)
+    progress.evaluation(row)
+
+
+def save_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
+    """After the evaluation of the same step, so that a checkpoint implies its row."""
+    step = run.trainer.step
+    if step == run.config.train.steps or step % run.config.checkpoint.every == 0:
         save(run, recorder, progress)
 
 
-def phase_hook(stop: StopFlag, progress: Progress):  # noqa: ANN201
+def phase_hook(stop: StopFlag, progress: Progress) -> Callable[[str, int, int], None]:
     """Shows the phase, and leaves at once where no weight has changed since the last step."""
 
     def on_phase(phase: str, done: int, total: int) -> None:
@@ -101,21 +124,6 @@ def phase_hook(stop: StopFlag, progress: Progress):  # noqa: ANN201
             stop.poll()
 
     return on_phase
-
-
-def assess(run: Run, recorder: Recorder, progress: Progress, phase: str) -> None:
-    """Evaluate and record."""
-    trainer = run.trainer
-    row = evaluate(
-        run.config,
-        trainer.engine,
-        trainer.tokenizer,
-        run.heldout,
-        lambda done, total: trainer.on_phase("evaluate", done, total),
-    )
-    row = {"step": trainer.step, "phase": phase, **row}
-    recorder.evaluation(row)
-    progress.evaluation(row)
 
 
 def save(run: Run, recorder: Recorder, progress: Progress) -> None:
@@ -218,7 +226,5 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def draw(folder: Path) -> None:
     """The plots of a run from its own files."""
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    plot_training(metrics, folder / "training.png")
-    plot_evaluation(rows, folder / "evaluation.png")
+    plot_training(read_rows(folder / METRICS), folder / "training.png")
+    plot_evaluation(read_rows(folder / EVALUATIONS), folder / "evaluation.png")

@@ -133,6 +133,7 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         eos_id=tokenizer.eos_token_id,
         vocab_size=len(tokenizer),
         batch_size=config.rollout.batch_size,
+        dtype=config.model.dtype,
     )
     optimizer = Optimizer(model, config.optim)
     parts = Trainer(config, model, reference, tokenizer, think_end, stream, engine, optimizer)

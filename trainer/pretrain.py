@@ -33,7 +33,7 @@ ROWS_MULTIPLE = 64  # the embedding is padded, so the vocabulary tail is met on 
 class Recipe:
     """Everything that decides the weights."""
 
-    steps: int = 2500
+    steps: int = 2200
     batch: int = 128
     lr: float = 3e-3
     hidden: int = 128
@@ -41,8 +41,10 @@ class Recipe:
     heads: int = 4
     kv_heads: int = 2
     inner: int = 320
-    hint_share: float = 0.3
-    hint_noise: float = 0.1
+    hint_share_early: float = 0.8  # learn to read a budget and to count ...
+    early: float = 0.65  # ... in so much of the training, then ...
+    hint_share: float = 0.3  # ... unlearn to trust it
+    hint_noise: float = 0.06
     micro_batch_tokens: int = 4096
     seed: int = 0
 
@@ -65,16 +67,19 @@ def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ModelCon
     )
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Decoder, list[float]]:
-    """The trained model and its loss (nats a token) at each step."""
+def train(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, out: Path
+) -> tuple[Decoder, list[float]]:
+    """The trained model, saved to `out` as it goes, and its loss (nats a token) at each step."""
     model = Decoder(model_config(recipe, tokenizer))
     model.init_weights(recipe.seed)
     adamw = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    hints = Hints(recipe.hint_share, recipe.hint_noise)
     losses = []
     for step in track(range(recipe.steps), description="pretraining"):
+        early = step < recipe.early * recipe.steps
+        hints = Hints(recipe.hint_share_early if early else recipe.hint_share, recipe.hint_noise)
         start = step * recipe.batch
         pairs = [example(tokenizer, recipe.seed, start + i, hints) for i in range(recipe.batch)]
         for group in adamw.param_groups:
@@ -85,6 +90,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Decoder, 
         adamw.zero_grad(set_to_none=True)
         if step % 100 == 99:
             print(f"step {step + 1}: loss {sum(losses[-100:]) / 100:.4f}", flush=True)
+            save_model(model, out)
     return model, losses
 
 
@@ -135,7 +141,7 @@ def main() -> None:
     save_tokenizer(out)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out, local_files_only=True)
     begin = time.time()
-    model, losses = train(recipe, tokenizer)
+    model, losses = train(recipe, tokenizer, out)
     save_model(model, out)
     record = dataclasses.asdict(recipe) | {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -9,7 +9,6 @@ reward (LCPO puts it in the loss). Every noun is in types.py, every verb is a fu
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,7 +21,7 @@ from trainer.config import Config
 from trainer.data.stream import Cursor, PromptStream
 from trainer.grading import grade
 from trainer.metrics import Clock, MicroBatch, Outcome
-from trainer.model import Decoder, PackedAttention
+from trainer.model import Decoder, PackedAttention, mixed
 from trainer.optim import Optimizer
 from trainer.packing import pack, sequence_weights, split_by_tokens
 from trainer.rollout import Request, RolloutEngine, Sampling
@@ -86,10 +85,9 @@ def generate(trainer: Trainer, prompts: list[Prompt]) -> list[Rollout]:
         for prompt, k in pairs
     ]
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k)
-    with compute(trainer.config, trainer.model):
-        completions = trainer.engine.generate(
-            requests, sampling, lambda done, total: trainer.on_phase("rollout", done, total)
-        )
+    completions = trainer.engine.generate(
+        requests, sampling, lambda done, total: trainer.on_phase("rollout", done, total)
+    )
     texts = trainer.tokenizer.batch_decode([c.token_ids for c in completions])
     require_think = trainer.config.data.require_think
     return [
@@ -154,7 +152,7 @@ def logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tempered log-prob and entropy of each response token, float32 [R] each; no logits are kept."""
     attend = PackedAttention(batch.cu_seqlens, batch.max_seqlen, model.config.attention_scale)
-    with compute(config, model):
+    with mixed(model.head_weight.device, config.model.dtype):
         hidden = model(batch.input_ids, batch.position_ids, attend)  # [T, H]
         return kernels.linear_logprob(
             hidden[batch.rows],  # [R, H]: prompt rows never reach the head
@@ -197,13 +195,6 @@ def policy_loss(
         kl_grad=settings.kl_grad,
         entropy_coef=settings.entropy_coef,
     )
-
-
-def compute(config: Config, model: Decoder) -> contextlib.AbstractContextManager:
-    """Autocast to bfloat16 when model.dtype asks for it; weights stay float32 masters."""
-    if config.model.dtype != "bfloat16":
-        return contextlib.nullcontext()
-    return torch.autocast(model.head_weight.device.type, torch.bfloat16)
 
 
 def statistics(

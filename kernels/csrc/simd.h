@@ -14,11 +14,12 @@
 #define LCPO_SIMD _Pragma("omp simd")
 #define LCPO_INLINE_MEMBER inline __attribute__((always_inline))
 
-// Function versions need glibc's ifunc; its resolvers run before a sanitizer is ready.
+// By feature and not by arch=, which matches single models of one vendor. Function versions need
+// glibc's ifunc; its resolvers run before a sanitizer is ready.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(LCPO_SANITIZE) && \
     (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 8)
 #define LCPO_CLONES \
-  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+  __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define LCPO_CLONES
 #endif

@@ -3,6 +3,7 @@
 from trainer.model.attention import Attend, CachedAttention, PackedAttention
 from trainer.model.config import ModelConfig, RopeConfig, read_config
 from trainer.model.decoder import Decoder
+from trainer.model.precision import mixed
 from trainer.model.weights import copy_tokenizer, load_model, save_model
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "RopeConfig",
     "copy_tokenizer",
     "load_model",
+    "mixed",
     "read_config",
     "save_model",
 ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 import kernels
-from trainer.model import CachedAttention, Decoder, PackedAttention
+from trainer.model import CachedAttention, Decoder, PackedAttention, mixed
 from trainer.types import Completion
 
 SQUEEZE_BELOW = 0.8  # share of live rows; each squeeze copies the cache, so not at every end
@@ -58,10 +58,12 @@ class _Wave:
 class RolloutEngine:
     """Draws completions from `model`. `vocab_size` is the tokenizer's: ids above never come out."""
 
-    def __init__(self, model: Decoder, *, eos_id: int, vocab_size: int, batch_size: int) -> None:
+    def __init__(
+        self, model: Decoder, *, eos_id: int, vocab_size: int, batch_size: int, dtype: str
+    ) -> None:
         self.model, self.eos_id = model, eos_id
         self.scale = model.config.attention_scale
-        self.vocab_size, self.batch_size = vocab_size, batch_size
+        self.vocab_size, self.batch_size, self.dtype = vocab_size, batch_size, dtype
 
     @torch.no_grad()
     def generate(
@@ -80,9 +82,13 @@ class RolloutEngine:
         for start in range(0, len(order), self.batch_size):
             members = order[start : start + self.batch_size]
             wave = [requests[i] for i in members]
-            done = self._run_wave(
-                wave, sampling, lambda n, base=len(results): on_progress(base + n, len(requests))
-            )
+            before = len(results)
+            with mixed(self.model.head_weight.device, self.dtype):
+                done = self._run_wave(
+                    wave,
+                    sampling,
+                    lambda n, before=before: on_progress(before + n, len(requests)),
+                )
             results.update(zip(members, done, strict=True))
         return [results[i] for i in range(len(requests))]
 
