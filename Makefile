@@ -42,7 +42,7 @@ build: .venv/.installed ## build the native library again and show what the comp
 
 clean: ## remove .venv, build outputs and caches; runs/ stays
 	rm -rf .venv build $(LIBRARY) *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find kernels trainer bench tests -name __pycache__ -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile

@@ -29,9 +29,8 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Build the library; on failure say so in one line and go on without it."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        compiler = os.environ.get("CXX") or next(
-            filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None
-        )
+        named = os.environ.get("CXX", "c++").split()[0]
+        compiler = next(filter(None, map(shutil.which, (named, "g++", "clang++"))), None)
         if compiler is None:
             return notice("no C++ compiler found")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +58,7 @@ def build_with_compiler(compiler: str, target: Path) -> None:
     flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
     shared = ["-shared", "-fPIC", "-fvisibility=hidden", "-fopenmp"]
     sources = sorted((ROOT / "kernels" / "csrc").glob("*.cpp"))
-    subprocess.run([*compiler.split(), *flags, *shared, *sources, "-o", target], check=True)
+    subprocess.run([compiler, *flags, *shared, *sources, "-o", target], check=True)
 
 
 def notice(reason: str) -> None:

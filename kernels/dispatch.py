@@ -123,7 +123,7 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     """Backends that can run `op` on such tensors, the preferred one first."""
     able = [name for name in BACKENDS if name in IMPLEMENTATIONS[op]]
     if "cpp" in able and not (
-        device_type == "cpu" and dtype in cpp_impl.DTYPES[op] and cpp_impl.library()
+        device_type == "cpu" and dtype in cpp_impl.DTYPES.get(op, (dtype,)) and cpp_impl.library()
     ):
         able.remove("cpp")
     return able

@@ -1,6 +1,7 @@
 """What every test needs before torch is imported, and the visible skip of GPU tests."""
 
 import os
+from pathlib import Path
 
 # With the default policy OpenMP threads spin while they wait, and small ops become some 15 times
 # slower as soon as one other process is busy (docs/benchmarks.md). Read once, when torch loads.
@@ -15,6 +16,14 @@ import pytest
 # A shared machine makes any one example slow; a test that is too slow shows in its own time.
 hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a tiny random model, for `model.path`; tests must not write to it."""
+    from tests.helpers import write_tiny_base  # imports torch: only for tests that ask for it
+
+    return write_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,8 +1,8 @@
 """The configuration: frozen dataclasses, one a hydra group, checked before anything loads.
 
-`parse_config` turns the composed mapping into a `Config`. Unknown keys, wrong types, nan, values out
-of range and contradictions raise ConfigError with the dotted key named. Defaults live in conf/, not
-here, so every field is required and `conf/` is the one place to read them.
+`parse_config` turns the composed mapping into a `Config`. Unknown keys, wrong types, nan, values
+out of range and contradictions raise ConfigError with the dotted key named. Defaults live in conf/,
+not here, so every field is required and `conf/` is the one place to read them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ModelSettings:
     device: Literal["auto", "cpu", "cuda"]
     """auto takes CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16"]
-    """Compute type; masters and moments are float32 always. auto: bfloat16 on CUDA, else float32."""
+    """Compute type; masters and moments are always float32. auto: bfloat16 on CUDA only."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DataSettings:
     train: str
     """`embedded`, a .jsonl/.json/.parquet file, or `hub:owner/name[:split]`."""
     heldout: str
-    """What evaluation draws from, in the same forms; `embedded` is disjoint from the training half."""
+    """What evaluation draws from, in the same forms; `embedded` shares no problem with `train`."""
     question_key: str
     answer_key: str
     kind: Literal["math", "choice"]
@@ -188,7 +188,7 @@ class Config:
     """Run folder."""
     seed: Count
     resume: str
-    """auto: continue what is in the run folder; never: refuse if there is something; or a checkpoint."""
+    """auto: continue what is in the run folder; never: refuse if there is any; or a checkpoint."""
     threads: Count
     """CPU threads; 0 leaves torch's choice."""
     model: ModelSettings
@@ -226,7 +226,7 @@ def _build(cls: type, raw: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the annotated type, or ConfigError; an int is taken for a float, nothing else is cast."""
+    """`value` as the annotated type, or ConfigError; only an int for a float is cast."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, key)
     if typing.get_origin(hint) is typing.Annotated:
@@ -278,12 +278,12 @@ def _cross_check(config: Config) -> None:
         ),
         (
             rollout.prompts % algorithm.updates != 0,
-            f"algorithm.updates: {algorithm.updates} does not divide rollout.prompts={rollout.prompts}",
+            f"algorithm.updates: {algorithm.updates} must divide rollout.prompts={rollout.prompts}",
         ),
         (
             rollout.top_p != 1.0 or rollout.top_k != 0,
-            f"rollout.top_p: training samples from the policy itself, so top_p must be 1 and top_k 0 "
-            f"(got {rollout.top_p}, {rollout.top_k}); evaluation has its own evaluate.top_p",
+            f"rollout.top_p: training samples from the policy itself, so top_p must be 1 and top_k "
+            f"0 (got {rollout.top_p}, {rollout.top_k}); evaluation has its own evaluate.top_p",
         ),
         (
             config.train.micro_batch_tokens

@@ -166,7 +166,7 @@ def write_state(run: Run, folder: Path) -> None:
 
 
 def resume(run: Run) -> bool:
-    """Continue from what `resume` names, if there is something; True when a checkpoint was loaded."""
+    """Continue from what `resume` names, if it is there; True when a checkpoint was loaded."""
     asked = run.config.resume
     if asked not in ("auto", "never"):
         checkpoint: Path | None = Path(asked)
@@ -200,7 +200,7 @@ def load_state(trainer: Trainer, checkpoint: Path, state: dict[str, Any]) -> Non
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
-    """ConfigError with a diff when a setting that shapes the result differs from the checkpoint's."""
+    """ConfigError with a diff when a setting that shapes the result is not the checkpoint's."""
     old, new = flatten(before), flatten(now)
     changed = [
         f"  {key}: {old.get(key)!r} -> {new.get(key)!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import resource
 import time
 from collections import Counter, defaultdict
@@ -108,7 +109,7 @@ def length_metrics(
         "length/over_budget": float((used > asked).mean()),
     }
     edges = np.linspace(settings.min, settings.max + 1, BUCKETS + 1).astype(int)
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         inside = (asked >= low) & (asked < high)
         if inside.any():
             values[f"length/deviation@{low}-{high - 1}"] = float(deviation[inside].mean())
@@ -116,7 +117,12 @@ def length_metrics(
 
 
 def policy_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """KL, entropy, clipping and ratios over the tokens of the step; one transfer."""
+    """KL, entropy, clipping and ratios over the tokens of the step; one transfer.
+
+    Empty when algorithm.drop_truncated left nothing to train on.
+    """
+    if not outcomes:
+        return {}
     rows = torch.stack(
         [
             torch.stack(
@@ -144,7 +150,7 @@ def policy_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
         "policy/old_kl": old_kl / tokens,
         "policy/entropy": entropy / tokens,
         "policy/clip_fraction": clipped / tokens,
-        "policy/ratio_dev_first": deviation[first].max().item(),
+        "policy/ratio_dev_first": max(deviation[first].tolist(), default=0.0),
         "policy/ratio_dev_max": deviation.max().item(),
     }
 
@@ -153,6 +159,8 @@ def gap_metrics(
     rollouts: Sequence[Rollout], micro_batches: Sequence[MicroBatch]
 ) -> dict[str, float]:
     """Gap between the engine's log-probs and the trainer's on the same tokens."""
+    if not micro_batches:
+        return {}
     ours = torch.cat([m.old for m in micro_batches]).double().cpu()
     samples = torch.cat([m.batch.samples for m in micro_batches]).tolist()
     theirs = torch.tensor([lp for i in samples for lp in rollouts[i].completion.logprobs]).double()

@@ -7,6 +7,7 @@ micro-batches, so how the batch is packed cannot change the gradient. Only the p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -56,7 +57,7 @@ def sequence_weights(
     elif normaliser == "seq_mean":
         weights = 1.0 / (len(counts) * counts.clamp(min=1))
     elif normaliser == "constant":
-        weights[:] = 1.0 / (len(counts) * constant)
+        weights[:] = 1.0 / max(1, len(counts) * constant)
     elif normaliser == "sum_of_microbatch_means":
         for members in micro_batches:
             weights[members] = 1.0 / counts[members].sum().clamp(min=1)
@@ -105,7 +106,7 @@ def pack(
         input_ids=tensor(ids, torch.int64),
         position_ids=tensor(positions, torch.int64),
         cu_seqlens=tensor(cu_seqlens, torch.int32),
-        max_seqlen=max(b - a for a, b in zip(cu_seqlens, cu_seqlens[1:], strict=False)),
+        max_seqlen=max(b - a for a, b in itertools.pairwise(cu_seqlens)),
         rows=tensor(rows, torch.int64),
         targets=tensor(targets, torch.int64),
         seq_ids=tensor(seq_ids, torch.int32),

@@ -19,8 +19,8 @@ def resolve_scale(asked: str) -> tuple[str, str]:
     seen = f"{found[0]} with {found[1] / 1e9:.0f} GB" if found else "no CUDA device"
     if asked == "paper" and not fits:
         raise ConfigError(
-            f"scale: paper needs a CUDA device of at least {PAPER_BYTES / 1e9:.0f} GB, here is {seen}; "
-            "use scale=embedded"
+            f"scale: paper needs a CUDA device of at least {PAPER_BYTES / 1e9:.0f} GB, "
+            f"here is {seen}; use scale=embedded"
         )
     if asked != "auto":
         return asked, "as asked"

@@ -150,7 +150,7 @@ def pack_updates(
 def logprobs(
     config: Config, model: Decoder, batch: PackedBatch, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tempered log-prob and entropy of each response token, float32 [R] each; no logits are kept."""
+    """Tempered log-prob and entropy of each response token, float32 [R] each; no logits kept."""
     attend = PackedAttention(batch.cu_seqlens, batch.max_seqlen, model.config.attention_scale)
     with mixed(model.head_weight.device, config.model.dtype):
         hidden = model(batch.input_ids, batch.position_ids, attend)  # [T, H]
@@ -165,7 +165,7 @@ def logprobs(
 
 @torch.no_grad()
 def with_old_logprobs(trainer: Trainer, batch: PackedBatch) -> MicroBatch:
-    """Log-probs before the step under the very packing of the update: the ratio starts at 1 exactly."""
+    """Log-probs before the step, in the packing of the update: the ratio starts at exactly 1."""
     trainer.on_phase("old_logprob", 0, 0)
     config, vocab_size = trainer.config, trainer.engine.vocab_size
     old, _ = logprobs(config, trainer.model, batch, vocab_size)
@@ -222,6 +222,10 @@ def statistics(
         "optim/skipped": optimizer.skipped,
         "data/dropped_prompts": dropped,
     }
+    if trainer.config.train.debug:
+        # Old log-probs and the first mini-batch run the same kernels on the same packing.
+        first = values.get("policy/ratio_dev_first", 0)  # absent when all samples were dropped
+        assert first == 0, first
     generated = sum(len(r.completion.token_ids) for r in rollouts)
     trained = sum(len(micro.batch.input_ids) for micro in micro_batches)
     seconds = metrics.speed(clock.seconds, generated, trained)

@@ -82,7 +82,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Advantages:
-    """Reward terms of a step, all float32 [N] in the order of the rollouts; see kernels.lcpo_advantage."""
+    """Reward terms of a step, float32 [N] in the order of the rollouts: kernels.lcpo_advantage."""
 
     correctness: torch.Tensor
     length: torch.Tensor

@@ -1,6 +1,6 @@
 """The compiled C++ backend, loaded at first use through its plain C interface."""
 
-from kernels.cpp_impl.library import library, why_missing
+from kernels.cpp_impl.loading import library, why_missing
 from kernels.cpp_impl.ops import (
     DTYPES,
     count_lengths,

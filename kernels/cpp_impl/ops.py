@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.cpp_impl.library import library
+from kernels.cpp_impl.loading import library
 
-# What each op takes; other dtypes go to another backend.
+# Where an op has a choice, the dtypes it takes here; the others go to another backend.
 DTYPES = {
-    "count_lengths": (torch.int64,),
     "sample_tokens": (torch.float32,),
     "linear_logprob": (torch.float32,),
     "linear_logprob_backward": (torch.float32,),

@@ -8,7 +8,7 @@
 
 #define LCPO_API extern "C" __attribute__((visibility("default")))
 
-// Raised with every change of a signature, together with the number in cpp_impl/library.py.
+// Raised with every change of a signature, together with the number in cpp_impl/loading.py.
 #define LCPO_ABI_VERSION 1
 LCPO_API int32_t lcpo_abi_version();
 

@@ -69,8 +69,8 @@ def _op(
     positions: Tensor,
     vocab_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = dispatch.select("sample_tokens", logits.device, logits.dtype)
-    return run(logits, temperature, top_k, top_p, seeds, positions, vocab_size)
+    run = dispatch.select("sample_tokens", logits.device, torch.float32)
+    return run(logits.float(), temperature, top_k, top_p, seeds, positions, vocab_size)
 
 
 @_op.register_fake

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -38,30 +40,54 @@ def varlen_attention(
     horizon of every real query, so no mask is needed, and it is zero, so no sequence can reach
     another's block row, not even with a NaN.
     """
-    bounds = cu_seqlens.tolist()
-    out, places = [], []
-    for members in _similar(bounds):
-        lengths = [bounds[i + 1] - bounds[i] for i in members]
-        source, place = _indices([bounds[i] for i in members], lengths, q.device)
-        blocks = [_padded(x, source, place, len(members), lengths[0]) for x in (q, k, v)]
-        attended = F.scaled_dot_product_attention(
-            *blocks, is_causal=True, scale=scale, enable_gqa=True
-        )
-        out.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, place))
-        places.append(source)
-    if not places:
+    plan = _plan(tuple(cu_seqlens.tolist()), q.device)
+    if not plan:
         return torch.zeros_like(q)
-    return torch.zeros_like(q).index_copy(0, torch.cat(places), torch.cat(out))
+    out = []
+    for block in plan:
+        attended = F.scaled_dot_product_attention(
+            *(_padded(x, block) for x in (q, k, v)), is_causal=True, scale=scale, enable_gqa=True
+        )
+        out.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, block.place))
+    source = torch.cat([block.source for block in plan])
+    return torch.zeros_like(q).index_copy(0, source, torch.cat(out))
 
 
-def _padded(x: Tensor, source: Tensor, place: Tensor, sequences: int, longest: int) -> Tensor:
-    """Rows `source` of x [T, heads, D] at `place` of a zero block [B, heads, longest, D]."""
-    block = x.new_zeros(sequences * longest, *x.shape[1:])
-    block = block.index_copy(0, place, x.index_select(0, source))
-    return block.view(sequences, longest, *x.shape[1:]).transpose(1, 2)
+@dataclass(frozen=True)
+class _Block:
+    """Sequences of similar length, right-padded to the longest."""
+
+    sequences: int
+    longest: int
+    source: Tensor  # int64 [n], rows of its n tokens in the packed tensor
+    place: Tensor  # int64 [n], their rows in the flattened [sequences * longest] block
 
 
-def _similar(bounds: list[int]) -> list[list[int]]:
+def _padded(x: Tensor, block: _Block) -> Tensor:
+    """The block's rows of x [T, heads, D], zero elsewhere: [sequences, heads, longest, D]."""
+    flat = x.new_zeros(block.sequences * block.longest, *x.shape[1:])
+    flat = flat.index_copy(0, block.place, x.index_select(0, block.source))
+    return flat.unflatten(0, (block.sequences, block.longest)).transpose(1, 2)
+
+
+# Cached since every layer of a forward pass asks for the same one; index tensors only.
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a tensor made in inference mode could not serve a backward pass
+def _plan(bounds: tuple[int, ...], device: torch.device) -> list[_Block]:
+    return [_block(bounds, members, device) for members in _similar(bounds)]
+
+
+def _block(bounds: tuple[int, ...], members: list[int], device: torch.device) -> _Block:
+    starts = torch.tensor([bounds[i] for i in members])
+    lengths = torch.tensor([bounds[i + 1] - bounds[i] for i in members])
+    owner = torch.repeat_interleave(lengths)  # int64 [n], sequence of each token
+    within = torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner]
+    longest = int(lengths[0])  # see _similar
+    source, place = starts[owner] + within, owner * longest + within
+    return _Block(len(members), longest, source.to(device), place.to(device))
+
+
+def _similar(bounds: tuple[int, ...]) -> list[list[int]]:
     """Non-empty sequences in groups of similar length, the longest of each group first."""
     lengths = [stop - start for start, stop in pairwise(bounds)]
     blocks: list[list[int]] = []
@@ -72,19 +98,6 @@ def _similar(bounds: list[int]) -> list[list[int]]:
             blocks.append([])
         blocks[-1].append(i)
     return blocks
-
-
-def _indices(starts: list[int], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of a block's tokens in the packed tensor, and in the padded block; int64 each.
-
-    The block's first sequence is its longest.
-    """
-    count = torch.tensor(lengths)
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), count)
-    within = torch.arange(int(count.sum())) - (count.cumsum(0) - count)[owner]
-    source = torch.tensor(starts)[owner] + within
-    place = owner * lengths[0] + within
-    return source.to(device), place.to(device)
 
 
 def decode_attention(
@@ -103,7 +116,7 @@ def decode_attention(
     columns = torch.arange(k_cache.shape[1], device=q.device)
     mask = (columns < lengths[:, None])[:, None, None]  # [B, 1, 1, S]
     out = F.scaled_dot_product_attention(
-        q.view(batch, kv_heads, heads // kv_heads, size),
+        q.reshape(batch, kv_heads, heads // kv_heads, size),
         k_cache.transpose(1, 2),
         v_cache.transpose(1, 2),
         attn_mask=mask,

@@ -47,7 +47,7 @@ def advantages(
     count = group_sum(torch.ones_like(reward))
     # Relative to the group's minimum, equal rewards are zeros, so their mean and advantage are
     # exactly 0; the mean of 16 times 0.1 is not exactly 0.1.
-    low = torch.where(member, reward, torch.inf).amin(1)[row]
+    low = reward.new_full((num_groups,), torch.inf).scatter_reduce_(0, row, reward, "amin")[row]
     relative = reward - low
     centred = relative - group_sum(relative) / count
     if estimator == "dr_grpo":

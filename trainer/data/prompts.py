@@ -1,4 +1,4 @@
-"""From a problem and its budget to prompt tokens: the instruction of the paper and the chat template."""
+"""From a problem and its budget to prompt tokens: the paper's instruction, the chat template."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trainer.config import BudgetSettings
+from trainer.config import BudgetSettings, ConfigError
 from trainer.data.prompts import encode_prompt
 from trainer.types import Problem, Prompt
 
@@ -53,10 +53,10 @@ class PromptStream:
     def take(self, cursor: Cursor, count: int) -> tuple[list[Prompt], Cursor, int]:
         """The next `count` prompts, the cursor behind them, and how many rows were too long.
 
-        Raises ValueError when a whole epoch holds no prompt that fits.
+        Raises ConfigError when a whole epoch holds no prompt that fits.
         """
         prompts: list[Prompt] = []
-        dropped = 0
+        dropped = dropped_in_row = 0
         epoch, index = cursor.epoch, cursor.index
         while len(prompts) < count:
             if index >= len(self.problems):
@@ -64,14 +64,15 @@ class PromptStream:
             prompt = self._prompt(epoch, self._row(epoch, index))
             index += 1
             if prompt is None:
-                dropped += 1
-                if dropped >= 2 * len(self.problems):
-                    raise ValueError(
+                dropped, dropped_in_row = dropped + 1, dropped_in_row + 1
+                if dropped_in_row >= 2 * len(self.problems):  # so many hold one whole epoch
+                    raise ConfigError(
                         f"data.max_prompt_tokens: no prompt of {len(self.problems)} problems "
                         f"fits {self.max_prompt_tokens} tokens"
                     )
             else:
                 prompts.append(prompt)
+                dropped_in_row = 0
         return prompts, Cursor(epoch, index), dropped
 
     def _row(self, epoch: int, index: int) -> int:

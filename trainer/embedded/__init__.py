@@ -1,1 +1,1 @@
-"""The embedded default: a procedural task, its tokenizer and a tiny base model, shipped in the repo."""
+"""The embedded default: a procedural task, its tokenizer and a tiny base model in the repo."""

@@ -1,8 +1,9 @@
 """Chains of thought for the embedded task, written to an exact number of tokens.
 
 Short chains add several numbers at once or answer directly; longer ones go number by number; the
-longest check their lines again ("wait "). A line may slip; a later check finds and mends it. The last
-tokens of room are filled with the start of a fixed remark, so that any length can be hit exactly.
+longest check their lines again ("wait "). A line may slip; a later check finds and mends it. The
+last tokens of room are filled with the start of a fixed remark, so that any length can be hit
+exactly.
 
 A chain is a list of pieces, each one token of the embedded tokenizer (a test checks that).
 """

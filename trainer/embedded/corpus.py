@@ -1,4 +1,4 @@
-"""Supervised examples for the embedded base: chains of widely varying length, with weak budget hints.
+"""Supervised examples for the embedded base: chains of widely varying length, weak budget hints.
 
 A pretrained language model has met phrases like "in about 50 words" and follows them now and then.
 So here: only in a share of the examples does the budget in the prompt have anything to do with

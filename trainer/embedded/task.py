@@ -1,7 +1,7 @@
 """Sums of three to six numbers: endless, verifiable, and easier the longer one thinks.
 
-Every problem is a pure function of (seed, index, split). Train and held-out problems are disjoint by
-construction: the *multiset* of the numbers decides the split, so not even a reordering leaks.
+Every problem is a pure function of (seed, index, split). Train and held-out problems are disjoint
+by construction: the *multiset* of the numbers decides the split, so not even a reordering leaks.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from trainer.config import Config
+from trainer.config import Config, ConfigError
 from trainer.data.prompts import encode_prompt
 from trainer.grading import grade
 from trainer.metrics import correlation
@@ -27,16 +27,15 @@ def evaluate(
     """{"overall": {...}, "budgets": [{...}], "used": [[asked, used, correct], ...]}.
 
     The seeds depend on budget, problem and sample only, so two evaluations of one model are equal.
-    With budget.mode dual the prompts ask in exact mode.
+    With budget.mode dual the prompts ask in exact mode. Over-long prompts are left out.
     """
     settings = config.evaluate
     mode = "exact" if config.budget.mode == "dual" else config.budget.mode
+    problems = fitting(problems, tokenizer, mode, max(settings.budgets), config)
     asked, requests, owners = [], [], []
     for budget in settings.budgets:
         for problem in problems:
             token_ids = encode_prompt(tokenizer, problem.question, mode, budget)
-            if len(token_ids) > config.data.max_prompt_tokens:
-                continue  # dropped for every budget alike: the number is all that differs
             for k in range(settings.samples):
                 seed = derive_seed(config.seed, "evaluate", budget, problem.id, k)
                 requests.append(Request(token_ids, seed, round(settings.limit_factor * budget)))
@@ -52,6 +51,28 @@ def evaluate(
     return summary(
         np.array(asked), np.array([len(c.token_ids) for c in completions]), np.array(scores)
     )
+
+
+def fitting(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    mode: str,
+    longest: int,
+    config: Config,
+) -> list[Problem]:
+    """The problems whose prompt fits with the `longest` budget: the same ones for every budget.
+
+    Raises ConfigError when there are none.
+    """
+    limit = config.data.max_prompt_tokens
+    kept = [
+        p for p in problems if len(encode_prompt(tokenizer, p.question, mode, longest)) <= limit
+    ]
+    if not kept:
+        raise ConfigError(
+            f"data.max_prompt_tokens: none of {len(problems)} held-out problems fits {limit} tokens"
+        )
+    return kept
 
 
 def summary(asked: np.ndarray, used: np.ndarray, correct: np.ndarray) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class RolloutEngine:
     ) -> list[Completion]:
         """One completion a request, in their order. Raises FloatingPointError on NaN logits.
 
-        `on_progress(done, total)` is called as sequences end; an exception it raises stops the work.
+        `on_progress(done, total)` is called at each token; an exception it raises stops the work.
         """
         # Long limits first and together: a wave lasts as long as its longest row.
         order = sorted(range(len(requests)), key=lambda i: -requests[i].max_new_tokens)
@@ -141,7 +141,7 @@ class RolloutEngine:
         return [Completion(ids[:n], lps[:n], ids[n - 1] != self.eos_id) for ids, lps, n in rows]
 
     def _prefill(self, requests: list[Request]) -> tuple[_Wave, torch.Tensor]:
-        """Run each distinct prompt once, packed; returns the wave and the last hidden states [B, H]."""
+        """Run each distinct prompt once, packed; the wave and its last hidden states [B, H]."""
         distinct = {r.token_ids: i for i, r in reversed(list(enumerate(requests)))}
         prompts = list(distinct)
         place = {ids: i for i, ids in enumerate(prompts)}

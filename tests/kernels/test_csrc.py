@@ -1,0 +1,23 @@
+"""Builds csrc with CMake under the address and undefined-behaviour sanitizers and runs CTest."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_csrc_under_sanitizers(tmp_path):
+    missing = [tool for tool in ("cmake", "ctest", "c++") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    for command in (
+        ["cmake", "-S", ROOT, "-B", tmp_path, *generator, "-DLCPO_SANITIZE=ON"],
+        ["cmake", "--build", tmp_path, "--target", "csrc_test"],
+        ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
+    ):
+        ran = subprocess.run(command, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
