@@ -97,11 +97,15 @@ def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
     if recorder.evaluated(step, phase):
         return
     result = evaluate(
-        config,
+        config.evaluate,
+        run.heldout,
         trainer.engine,
         trainer.tokenizer,
-        run.heldout,
-        lambda done, total: trainer.on_phase("evaluate", done, total),
+        # A dual run is asked in the mode of the table it will be compared with.
+        mode="exact" if config.budget.mode == "dual" else config.budget.mode,
+        require_think=config.data.require_think,
+        seed=config.seed,
+        on_progress=lambda done, total: trainer.on_phase("evaluate", done, total),
     )
     row = {"step": step, "phase": phase, **result}
     recorder.evaluation(row)

@@ -18,6 +18,7 @@ import trainer.embedded
 from trainer.checkpoint import find_checkpoint
 from trainer.config import Config, ConfigError, DataSettings
 from trainer.data.problems import load_problems
+from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
 from trainer.embedded.task import make_problem
 from trainer.model import load_model
@@ -78,9 +79,7 @@ def find_model(path: str) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=list(WEIGHT_FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ConfigError(
-            f"model.path: no folder {path}, and the Hub did not give it: {error}"
-        ) from error
+        raise ConfigError(f"model.path: no folder {path}, and not on the Hub: {error}") from error
 
 
 def load_data(settings: DataSettings, spec: str, split: str, seed: int) -> tuple[Problem, ...]:
@@ -97,7 +96,7 @@ def load_data(settings: DataSettings, spec: str, split: str, seed: int) -> tuple
 
 
 def load_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
-    """The tokenizer of a model folder, exactly as its tokenizer.json says, and the ids of `</think>`.
+    """A model folder's tokenizer, exactly as tokenizer.json says, and the ids of `</think>`.
 
     Not AutoTokenizer: it rebuilds the pre-tokenizer of Qwen2 models, other than the file's own.
     """
@@ -137,7 +136,20 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
     )
     optimizer = Optimizer(model, config.optim)
     parts = Trainer(config, model, reference, tokenizer, think_end, stream, engine, optimizer)
-    return parts, heldout[: config.evaluate.problems]
+    fitting = [p for p in heldout if fits(p, tokenizer, config)]
+    if not fitting:
+        raise ConfigError(
+            f"data.max_prompt_tokens: none of {len(heldout)} held-out problems fits "
+            f"{config.data.max_prompt_tokens} tokens"
+        )
+    return parts, tuple(fitting[: config.evaluate.problems])
+
+
+def fits(problem: Problem, tokenizer: PreTrainedTokenizerBase, config: Config) -> bool:
+    """Whether the problem's prompt, with the longest budget, is within data.max_prompt_tokens."""
+    budget = max(config.evaluate.budgets)
+    ids = encode_prompt(tokenizer, problem.question, "max", budget)
+    return len(ids) <= config.data.max_prompt_tokens
 
 
 def environment() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import kernels
+from trainer.embedded.card import write_card
 from trainer.embedded.corpus import Hints, example
 from trainer.embedded.tokenizer import save_tokenizer
 from trainer.model import Decoder, ModelConfig, PackedAttention, save_model
@@ -149,7 +150,9 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     (out / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{out}: {record} in {time.time() - begin:.0f} s")
+    print(f"trained in {time.time() - begin:.0f} s; measuring", flush=True)
+    write_card(out, model, tokenizer, record)
+    print(f"{out}/README.md")
 
 
 if __name__ == "__main__":

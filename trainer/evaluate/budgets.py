@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from trainer.config import Config, ConfigError
+from trainer.config import EvaluateSettings
 from trainer.data.prompts import encode_prompt
 from trainer.grading import grade
 from trainer.metrics import correlation
@@ -18,61 +18,39 @@ from trainer.types import Problem
 
 
 def evaluate(
-    config: Config,
+    settings: EvaluateSettings,
+    problems: Sequence[Problem],
     engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    *,
+    mode: str,
+    require_think: bool,
+    seed: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """{"overall": {...}, "budgets": [{...}], "used": [[asked, used, correct], ...]}.
 
     The seeds depend on budget, problem and sample only, so two evaluations of one model are equal.
-    With budget.mode dual the prompts ask in exact mode. Over-long prompts are left out.
     """
-    settings = config.evaluate
-    mode = "exact" if config.budget.mode == "dual" else config.budget.mode
-    problems = fitting(problems, tokenizer, mode, max(settings.budgets), config)
     asked, requests, owners = [], [], []
     for budget in settings.budgets:
         for problem in problems:
             token_ids = encode_prompt(tokenizer, problem.question, mode, budget)
             for k in range(settings.samples):
-                seed = derive_seed(config.seed, "evaluate", budget, problem.id, k)
-                requests.append(Request(token_ids, seed, round(settings.limit_factor * budget)))
+                path = (seed, "evaluate", budget, problem.id, k)
+                limit = round(settings.limit_factor * budget)
+                requests.append(Request(token_ids, derive_seed(*path), limit))
                 asked.append(budget)
                 owners.append(problem)
     sampling = Sampling(settings.temperature, settings.top_p)
     completions = engine.generate(requests, sampling, on_progress)
     texts = tokenizer.batch_decode([c.token_ids for c in completions])
     scores = [
-        grade(text, problem, require_think=config.data.require_think).value
+        grade(text, problem, require_think=require_think).value
         for text, problem in zip(texts, owners, strict=True)
     ]
-    return summary(
-        np.array(asked), np.array([len(c.token_ids) for c in completions]), np.array(scores)
-    )
-
-
-def fitting(
-    problems: Sequence[Problem],
-    tokenizer: PreTrainedTokenizerBase,
-    mode: str,
-    longest: int,
-    config: Config,
-) -> list[Problem]:
-    """The problems whose prompt fits with the `longest` budget: the same ones for every budget.
-
-    Raises ConfigError when there are none.
-    """
-    limit = config.data.max_prompt_tokens
-    kept = [
-        p for p in problems if len(encode_prompt(tokenizer, p.question, mode, longest)) <= limit
-    ]
-    if not kept:
-        raise ConfigError(
-            f"data.max_prompt_tokens: none of {len(problems)} held-out problems fits {limit} tokens"
-        )
-    return kept
+    used = [len(c.token_ids) for c in completions]
+    return summary(np.array(asked), np.array(used), np.array(scores))
 
 
 def summary(asked: np.ndarray, used: np.ndarray, correct: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""SIGTERM and Ctrl-C: one checkpoint at a step boundary, exit code 0, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import command, result, run_here, run_process
+from trainer.signals import StopFlag, Stopped
+
+# No periodic checkpoint comes before the end: what is there was saved by the stop.
+QUIET = ("checkpoint.every=100", "evaluate.every=2", "train.steps=4")
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_base, tmp_path_factory) -> Path:
+    """The folder of a run that no signal stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    run_here(tiny_base, folder, *QUIET)
+    return folder
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("phase", "steps_done", "number", "saved"),
+    [
+        ("evaluate", 0, signal.SIGTERM, []),  # nothing is done yet
+        ("rollout", 2, signal.SIGTERM, ["step-00000002"]),  # the step is begun again
+        ("old_logprob", 1, signal.SIGINT, ["step-00000001"]),
+        ("update", 2, signal.SIGTERM, ["step-00000003"]),  # weights are moving: it is finished
+        ("evaluate", 2, signal.SIGTERM, ["step-00000002"]),
+    ],
+)
+def test_a_signal_saves_once_and_the_same_command_continues(
+    phase, steps_done, number, saved, straight, tiny_base, tmp_path
+):
+    run = tmp_path / "run"
+    arguments = command(tiny_base, run, *QUIET)
+    stopped = run_process(
+        tmp_path / "log", arguments, signal_at=(phase, steps_done, (int(number),))
+    )
+    assert stopped.code == 0, stopped.output
+    assert f"{number.name}: saving at the next step boundary" in stopped.output
+    assert "the same command continues" in stopped.output
+    assert checkpoints(run) == saved
+    run_here(tiny_base, run, *QUIET)
+    assert result(run) == result(straight)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(second, straight, tiny_base, tmp_path):
+    run = tmp_path / "run"
+    signals = (int(signal.SIGTERM), int(second))
+    ended = run_process(
+        tmp_path / "log", command(tiny_base, run, *QUIET), signal_at=("update", 2, signals)
+    )
+    assert ended.code == -second, ended.output
+    assert checkpoints(run) == []
+    run_here(tiny_base, run, *QUIET)
+    assert result(run) == result(straight)
+
+
+def test_the_flag_waits_for_a_safe_point():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    stop = StopFlag()
+    stop.poll()
+    try:
+        stop.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.poll()
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
