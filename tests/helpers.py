@@ -32,6 +32,7 @@ from trainer.record import EVALUATIONS, METRICS, SAMPLES, read_rows
 from trainer.signals import StopFlag
 from trainer.step import Trainer
 
+ROOT = Path(__file__).resolve().parents[1]
 VOCAB_ROWS = 320  # more than the tokenizer has ids, as in Qwen: the tail is there in every test
 TINY = (
     "+experiment=l1_exact",
@@ -148,9 +149,10 @@ class Finished:
     output: str
 
 
-# A server imports torch once and forks each process from that: a fresh one, within milliseconds.
+# A server imports everything once (AdamW wants torch._dynamo) and forks each process from that: a
+# fresh one within milliseconds.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([__name__])
+_PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
 
 
 def start_process(log: Path, arguments: list[str], **changes: Any) -> multiprocessing.Process:

@@ -46,6 +46,7 @@ class RowFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; without `sync` before, rows may still be lost to a power cut."""
         self._file.close()
 
 

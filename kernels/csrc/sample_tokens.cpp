@@ -139,7 +139,6 @@ Draw draw_cut(const Row& row, int64_t top_k, double top_p) {
   double total = 0.0;
   fill_weights(row, weight.data(), &total);
   keep(row, weight, total, top_k, top_p, kept);
-  std::sort(kept.begin(), kept.end());  // the first of equals is the lowest id
   double cut_total = 0.0;
   float best = -1.0f;
   int64_t winner = 0;
@@ -147,7 +146,7 @@ Draw draw_cut(const Row& row, int64_t top_k, double top_p) {
   for (const int32_t j : kept) {
     philox<1>(static_cast<uint32_t>(j / 4), row.position, row.seed, bits);
     const float score = weight[j] / exponential(bits[j % 4]);
-    if (score > best) {
+    if (score > best || (score == best && j < winner)) {  // of equals the lowest id
       best = score;
       winner = j;
     }

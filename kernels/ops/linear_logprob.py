@@ -85,8 +85,7 @@ def _forward_op(
     """(logprob [R], entropy [R], stats [R, 3] for the backward pass)."""
     require_range("targets", targets, 0, vocab_size)
     run = dispatch.select("linear_logprob", hidden.device, gemm_dtype)
-    with torch.autocast(hidden.device.type, enabled=False):  # gemm_dtype already says it
-        return run(hidden, weight, targets, temperature, vocab_size, chunk_tokens, gemm_dtype)
+    return run(hidden, weight, targets, temperature, vocab_size, chunk_tokens, gemm_dtype)
 
 
 @_forward_op.register_fake
@@ -113,6 +112,7 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor]:
     """(d_hidden [R, H], d_weight [V, H]), each with no rows when it is not needed."""
     run = dispatch.select("linear_logprob_backward", hidden.device, gemm_dtype)
+    # A backward pass inside the caller's autocast must not round the float32 sum over chunks.
     with torch.autocast(hidden.device.type, enabled=False):
         return run(
             grad_logprob,

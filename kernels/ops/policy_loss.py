@@ -53,7 +53,8 @@ def policy_loss(
     kl_grad "k3" differentiates k3 as it stands, as L1's code does; on samples of the policy that
     is the gradient of the *forward* KL. "corrected" reports the same value, with the gradient of
     ratio · k3, which is ratio · (logprob − ref): an unbiased gradient of KL(policy ‖ reference)
-    per token (DeepSeek-V3.2, arXiv 2512.02556, eq. 7).
+    per token (DeepSeek-V3.2, arXiv 2512.02556, eq. 7). Beyond a clamp k3's gradient is 0, as
+    autograd has it; the corrected one stays at its bound.
 
     R = 0 gives loss 0 with a gradient path. Raises ValueError for arguments that do not fit.
     """

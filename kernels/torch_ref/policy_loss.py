@@ -47,10 +47,12 @@ def policy_loss(
     if ref is not None:
         d, kl_moves = clamped(ref - logprob, KL_LIMIT)
         kl = d.expm1() - d
-        # k3: d/d logp (e^d − d − 1) = 1 − e^d. corrected: d/d logp of ratio·k3 = −ratio·d.
-        kl_slope = -d.expm1() if kl_grad == "k3" else -ratio * d
+        # k3: d/d logp (e^d − d − 1), and 0 beyond the clamp, as L1's autograd has it.
+        # corrected: d/d logp (ratio·k3); bounded by the clamps, it still pulls beyond them.
+        k3_slope = torch.where(kl_moves, -d.expm1(), 0.0)
+        kl_slope = k3_slope if kl_grad == "k3" else -ratio * d
         value = value + kl_coef * kl
-        slope = slope + torch.where(kl_moves, kl_coef * kl_slope, 0.0)
+        slope = slope + kl_coef * kl_slope
     if entropy is None:
         entropy = torch.zeros_like(logprob)
     value = value - entropy_coef * entropy

@@ -199,13 +199,16 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients():
     grads = torch.randn(2, 17)
 
     def function(h, w):
-        return kernels.linear_logprob(h, w, targets, temperature=0.6, chunk_tokens=5)
+        return kernels.linear_logprob(h, w, targets, temperature=0.6)
 
     def autocast(h, w):
         with torch.autocast("cpu", torch.bfloat16):
             return function(h, w)
 
     got = results(autocast, hidden, weight, grads)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = results(function, hidden, weight, grads)
+    assert all(a.equal(b) for a, b in zip(got, inside, strict=True))
     low = results(function, hidden.bfloat16(), weight.bfloat16(), grads)
     assert got[0].equal(low[0]) and got[1].equal(low[1])
     assert got[2].dtype == got[3].dtype == torch.float32

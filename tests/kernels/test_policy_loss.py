@@ -142,39 +142,42 @@ def test_corrected_gradient_is_that_of_the_kl():
     assert error(found["k3"], want) > 0.05  # k3 as it stands is another gradient
 
 
-def test_a_token_without_weight_adds_nothing_whatever_it_holds():
-    tensors = batch(17)
-    logprob, old, ref, entropy, _, weight, seq_ids = (x.clone() for x in tensors)
-    weight[1] = 0.0
+@pytest.mark.parametrize("kl_grad", ["k3", "corrected"])
+@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
+@pytest.mark.parametrize("damaged", [*range(5), "all"])
+def test_a_token_without_weight_adds_nothing_whatever_it_holds(kl_grad, bad, damaged):
+    tensors = [x.clone() for x in batch(17)]
+    settings = SETTINGS | {"kl_grad": kl_grad}
+    seq_ids = tensors[6]
+    tensors[5][1] = 0.0  # the weight of sequence 1
     dead = seq_ids == 1
     assert dead.any()
-    want = run(kernels.policy_loss, (*tensors[:5], weight, seq_ids), SETTINGS)
-    for bad in (torch.nan, -torch.inf):
-        for x in (logprob, old, ref, entropy):
-            x[dead] = bad
-        got = run(
-            kernels.policy_loss,
-            (logprob, old, ref, entropy, tensors[4], weight, seq_ids),
-            SETTINGS,
-        )
-        assert all(a.equal(b) for a, b in zip(got, want, strict=True))
-        assert got[1][dead].eq(0).all()
+    want = run(kernels.policy_loss, tensors, settings)
+    for i in range(5) if damaged == "all" else [damaged]:  # per token, and the advantage
+        tensors[i][dead if i < 4 else 1] = bad
+    got = run(kernels.policy_loss, tensors, settings)
+    assert all(a.equal(b) for a, b in zip(got, want, strict=True))
+    assert got[1][dead].eq(0).all()
 
 
 # exp(88.8) overflows float32; 20 and 10 are the clamps themselves.
-@pytest.mark.parametrize("gap", [10.0, 20.0, 81.0, 1e4])
-def test_extreme_log_ratios_stay_finite(gap):
+@pytest.mark.parametrize("gap", [10.0, 11.0, 20.0, 21.0, 81.0, 1e4])
+def test_extreme_log_ratios(gap):
     logprob = torch.tensor([-gap, 0.0])
     old = torch.tensor([0.0, -gap])
-    for kl_grad in ("k3", "corrected"):
-        for advantage in (1.0, -1.0):
-            rest = (torch.ones(2), torch.full((1,), advantage), torch.ones(1))
-            loss, *grads = run(
-                kernels.policy_loss,
-                (logprob, old, old, *rest, torch.zeros(2, dtype=torch.int32)),
-                SETTINGS | {"kl_grad": kl_grad},
-            )
-            assert loss.isfinite() and all(g.isfinite().all() for g in grads)
+    for advantage in (1.0, -1.0):
+        rest = (torch.ones(2), torch.full((1,), advantage), torch.ones(1))
+        tensors = (logprob, old, old, *rest, torch.zeros(2, dtype=torch.int32))
+        got = run(kernels.policy_loss, tensors, SETTINGS)
+        want = run(formula, doubled(tensors), SETTINGS)
+        for a, b in zip(got, want, strict=True):
+            assert a.isfinite().all() and a.double().allclose(b, rtol=1e-5, atol=1e-6)
+        corrected = run(kernels.policy_loss, tensors, SETTINGS | {"kl_grad": "corrected"})
+        without = run(formula, doubled(tensors), SETTINGS | {"kl_coef": 0.0})
+        log_ratio = (logprob - old).double()
+        pull = 1.7 * 0.1 * log_ratio.clamp(-20, 20).exp() * log_ratio.clamp(-10, 10)
+        assert corrected[0].equal(got[0])
+        assert corrected[1].double().allclose(without[1] + pull, rtol=1e-5, atol=1e-6)
 
 
 def test_no_tokens():

@@ -95,6 +95,15 @@ def test_a_sample_does_not_depend_on_when_ended_rows_are_squeezed_out(threshold,
     assert tokens(engine_of(model).generate(requests, WARM)) == usual
 
 
+def test_each_position_is_drawn_anew():
+    model = tiny_decoder()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # all tokens alike: only the noise decides
+    (completion,) = engine_of(model).generate([Request(PROMPTS[0], 1, 20)], WARM)
+    assert len(completion.token_ids) == 20
+    assert len(set(completion.token_ids)) > 15
+
+
 def test_logprobs_are_those_of_the_trainer(tiny_base, tmp_path):
     model, requests = tiny_decoder(), mixed_requests()
     completions = engine_of(model, 6).generate(requests, WARM)

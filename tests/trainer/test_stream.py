@@ -46,6 +46,7 @@ def test_budget_is_a_pure_function_of_seed_epoch_and_row():
     assert {cell: draw_budget(wide, *cell) for cell in reversed(cells)} == straight
     # Each of the three matters: 360 draws from 3901 budgets are nearly all different.
     assert len(set(straight.values())) > 320
+    assert draw_budget(wide, 0, 1, 12) != draw_budget(wide, 0, 11, 2)
 
 
 @pytest.mark.parametrize("settings", [UNIFORM, LOG], ids=["uniform", "log_uniform"])

@@ -34,6 +34,7 @@ class Line:
         return self.start + sum(self.terms)
 
     def pieces(self, result: int) -> list[str]:
+        """The line as tokens, claiming `result`."""
         return [*"+".join(map(str, [self.start, *self.terms])), "=", *str(result), "\n"]
 
 

@@ -97,6 +97,7 @@ class Backbone(nn.Module):
         self.rotary = Rotary(config.head_dim, config.rope)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [T, H] after the final norm; see Decoder.forward."""
         cos, sin = self.rotary(position_ids)  # float32 [T, D/2] each
         update = self.embed_tokens(input_ids)  # [T, H]
         residual = None
@@ -163,6 +164,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, device, dtype)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """[T, H] to [T, H]; cos and sin float32 [T, D/2] of the tokens' positions."""
         q = self.q_proj(hidden).unflatten(-1, (-1, self.head_dim))  # [T, Hq, D]
         k = self.k_proj(hidden).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
         v = self.v_proj(hidden).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
@@ -188,6 +190,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, **options)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """[T, H] to [T, H]."""
         return self.down_proj(swiglu(self.gate_proj(hidden), self.up_proj(hidden)))  # [T, H]
 
 
