@@ -16,7 +16,7 @@ from trainer import loop, step
 from trainer.checkpoint import CheckpointError, find_checkpoint
 from trainer.config import ConfigError
 from trainer.data.stream import Cursor
-from trainer.record import METRICS, SAMPLES, read_rows
+from trainer.record import EVALUATIONS, METRICS, SAMPLES, read_rows
 from trainer.seeds import derive_seed
 
 STEPS = 6  # of 4 prompts from epochs of 11 rows: two epochs end on the way
@@ -38,7 +38,7 @@ def copy_run(source: Path, target: Path) -> Path:
 
 def without_evaluations(folder: Path) -> dict:
     """A run extended twice was evaluated at each of its ends; all else must be the same."""
-    return {key: value for key, value in result(folder).items() if key != "evaluations.jsonl"}
+    return {key: value for key, value in result(folder).items() if key != EVALUATIONS}
 
 
 def groups(folder: Path) -> list[int]:
@@ -215,5 +215,8 @@ def test_a_damaged_checkpoint_is_refused_and_named(straight, tiny_base, tmp_path
 def test_logs_without_a_checkpoint_are_begun_anew(straight, tiny_base, tmp_path):
     run = copy_run(straight, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
+    evaluations = run / EVALUATIONS  # also the one before training, with which a resume goes on
+    evaluations.write_text(evaluations.read_text().replace('"used": [[', '"used": [[99, 99, 1], ['))
+    assert read_rows(evaluations) != read_rows(straight / EVALUATIONS)
     run_here(tiny_base, run, *QUIET)
     assert result(run) == result(straight)
