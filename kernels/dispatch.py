@@ -1,15 +1,17 @@
 """Which implementation of an op runs: {op: {backend: implementation}}.
 
-Automatic: the compiled C++ library for CPU tensors where it is loaded and has the op, else torch.
-Explicit: `LCPO_BACKEND` in the environment or `override(...)`, either one backend for all ops
-("torch") or some by name ("sample_tokens=torch,count_lengths=cpp"). An explicit choice that cannot
-run raises and says what can.
+Automatic: Triton for CUDA tensors, the compiled C++ library for CPU tensors where it is loaded, and
+torch where neither has the op. Explicit: `LCPO_BACKEND` in the environment or `override(...)`,
+either one backend for all ops ("torch") or some by name ("sample_tokens=torch,count_lengths=cpp").
+An explicit choice that cannot run raises and says what can.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -18,40 +20,68 @@ from functools import partial
 import torch
 
 from kernels import cpp_impl
+from kernels.cpp_impl import count_lengths as cpp_count_lengths
+from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
+from kernels.cpp_impl import sample_tokens as cpp_sample_tokens
 from kernels.torch_ref import (
     attention,
+    count_lengths,
     elementwise,
     lcpo_advantage,
     linear_logprob,
     policy_loss,
+    sample_tokens,
 )
-from kernels.torch_ref.count_lengths import count_lengths
-from kernels.torch_ref.sample_tokens import sample_tokens
 
 _log = logging.getLogger("kernels")
+
+
+def _triton(path: str) -> Callable:
+    """`module.function` of kernels.triton_impl, imported at its first call: triton loads slowly."""
+
+    def run(*arguments: object, **settings: object) -> object:
+        module, name = path.split(".")
+        return getattr(importlib.import_module(f"kernels.triton_impl.{module}"), name)(
+            *arguments, **settings
+        )
+
+    return run
+
 
 IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     # The products stay with torch's GEMM; C++ replaces the passes over the rows of logits.
     "linear_logprob": {
         "torch": linear_logprob.forward,
-        "cpp": partial(linear_logprob.forward, rows_kernel=cpp_impl.logprob_rows),
+        "cpp": partial(linear_logprob.forward, rows_kernel=cpp_logprob_rows.logprob_rows),
     },
     "linear_logprob_backward": {
         "torch": linear_logprob.backward,
-        "cpp": partial(linear_logprob.backward, rows_kernel=cpp_impl.logprob_rows_backward),
+        "cpp": partial(linear_logprob.backward, rows_kernel=cpp_logprob_rows.logprob_rows_backward),
     },
     "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
-    "count_lengths": {"torch": count_lengths, "cpp": cpp_impl.count_lengths},
+    "count_lengths": {
+        "torch": count_lengths.count_lengths,
+        "cpp": cpp_count_lengths.count_lengths,
+    },
     "lcpo_advantage": {"torch": lcpo_advantage.lcpo_advantage},
     "policy_loss": {"torch": policy_loss.policy_loss},
-    "sample_tokens": {"torch": sample_tokens, "cpp": cpp_impl.sample_tokens},
+    "sample_tokens": {
+        "torch": sample_tokens.sample_tokens,
+        "cpp": cpp_sample_tokens.sample_tokens,
+    },
     "rms_norm": {"torch": elementwise.rms_norm},
     "rope": {"torch": elementwise.rope},
     "swiglu": {"torch": elementwise.swiglu},
     "varlen_attention": {"torch": attention.varlen_attention},
     "decode_attention": {"torch": attention.decode_attention},
 }
-BACKENDS = ("cpp", "torch")  # in order of preference
+BACKENDS = ("triton", "cpp", "torch")  # in order of preference
+# Dtypes that the C++ kernels take, where not all that the op does.
+CPP_DTYPES = {
+    "sample_tokens": cpp_sample_tokens.DTYPES,
+    "linear_logprob": cpp_logprob_rows.DTYPES,
+    "linear_logprob_backward": cpp_logprob_rows.DTYPES,
+}
 
 # A list and not a ContextVar: autograd's device threads, where backward passes run, would not
 # inherit a context.
@@ -122,11 +152,19 @@ def active_backends(
 def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     """Backends that can run `op` on such tensors, the preferred one first."""
     able = [name for name in BACKENDS if name in IMPLEMENTATIONS[op]]
+    if "triton" in able and not (device_type == "cuda" or _interpreted()):
+        able.remove("triton")
     if "cpp" in able and not (
-        device_type == "cpu" and dtype in cpp_impl.DTYPES.get(op, (dtype,)) and cpp_impl.library()
+        device_type == "cpu" and dtype in CPP_DTYPES.get(op, (dtype,)) and cpp_impl.library()
     ):
         able.remove("cpp")
     return able
+
+
+@functools.cache
+def _interpreted() -> bool:
+    """Triton's interpreter runs on CPU tensors: how the kernels are tested without a GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache

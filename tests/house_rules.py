@@ -76,15 +76,14 @@ def below(name: str, pattern: str) -> bool:
     return name == package or (pattern.endswith(".*") and name.startswith(package + "."))
 
 
-def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
-    """(line, absolute module, inside a function?) of each import; relative ones are resolved."""
-    lazy = {id(node) for function in functions(tree) for node in ast.walk(function)}
+def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of each import, also inside functions; relative ones resolved."""
     parts = module_name(path).split(".")
     package = parts if path.endswith("__init__.py") else parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield node.lineno, alias.name, id(node) in lazy
+                yield node.lineno, alias.name
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *filter(None, [node.module])])
@@ -92,7 +91,7 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
                 file = ROOT / f"{module}.{alias.name}".replace(".", "/")
                 is_module = file.is_dir() or file.with_suffix(".py").is_file()
                 name = f"{module}.{alias.name}" if is_module else module
-                yield node.lineno, name, id(node) in lazy
+                yield node.lineno, name
 
 
 def check_directions(path: str, tree: ast.Module) -> list[str]:
@@ -104,24 +103,22 @@ def check_directions(path: str, tree: ast.Module) -> list[str]:
     return [
         f"{path}:{line}: imports {target}, but {layer} may import only "
         f"{LAYERS[layer] or 'nothing of this repository'}; move the code down a layer"
-        for line, target, _ in imports(path, tree)
+        for line, target in imports(path, tree)
         if target.split(".")[0] in ("kernels", "trainer", "bench", "tests")
         and not any(below(target, allowed) for allowed in LAYERS[layer])
     ]
 
 
 def check_restricted_packages(path: str, tree: ast.Module) -> list[str]:
-    """hydra stays in run.py and config.py; triton inside functions of triton_impl."""
+    """hydra stays in run.py and config.py; triton in triton_impl, imported by dispatch alone."""
     found = []
-    for line, target, lazy in imports(path, tree):
+    for line, target in imports(path, tree):
         package = target.split(".")[0]
         homes = RESTRICTED.get(package)
         if homes is None or path.startswith("tests/"):
             continue
         if not any(below(module_name(path), home) for home in homes):
             found.append(f"{path}:{line}: {package} may be imported only in {', '.join(homes)}")
-        elif package == "triton" and not lazy:
-            found.append(f"{path}:{line}: import triton inside the function that needs it")
     return found
 
 
@@ -129,7 +126,7 @@ def check_grading_is_light(path: str, tree: ast.Module) -> list[str]:
     """Grading workers start in milliseconds: no tensor library, not even lazily."""
     return [
         f"{path}:{line}: grading must not import {target}; pass plain strings and numbers in"
-        for line, target, _ in imports(path, tree)
+        for line, target in imports(path, tree)
         if path.startswith("trainer/grading") and target.split(".")[0] in FORBIDDEN_IN_GRADING
     ]
 

@@ -26,7 +26,6 @@ BROKEN = [
     ("check_restricted_packages", "trainer/loop.py", "def f():\n    from hydra import compose"),
     ("check_restricted_packages", "bench/step.py", "from omegaconf import OmegaConf"),
     ("check_restricted_packages", "kernels/ops/x.py", "def f():\n    import triton"),
-    ("check_restricted_packages", "kernels/triton_impl/x.py", "import triton.language as tl"),
     ("check_grading_is_light", "trainer/grading/x.py", "def f():\n    import torch.nn"),
     ("check_function_length", "trainer/x.py", "def f():\n" + "    x = 1\n" * 61),
     ("check_function_length", "kernels/x.py", "class A:\n  def f():\n" + "    x = 1\n" * 161),
@@ -144,7 +143,7 @@ def test_every_checker_has_a_negative_control():
 
 def test_relative_imports_are_resolved():
     code = "from ..dispatch import select\nfrom . import x"
-    found = {module for _, module, _ in imports("kernels/ops/__init__.py", ast.parse(code))}
+    found = {module for _, module in imports("kernels/ops/__init__.py", ast.parse(code))}
     assert found == {"kernels.dispatch", "kernels.ops"}
 
 

@@ -1,20 +1,5 @@
-"""The compiled C++ backend, loaded at first use through its plain C interface."""
+"""The compiled C++ backend, loaded at first use through its plain C interface: one file an op."""
 
 from kernels.cpp_impl.loading import library, why_missing
-from kernels.cpp_impl.ops import (
-    DTYPES,
-    count_lengths,
-    logprob_rows,
-    logprob_rows_backward,
-    sample_tokens,
-)
 
-__all__ = [
-    "DTYPES",
-    "count_lengths",
-    "library",
-    "logprob_rows",
-    "logprob_rows_backward",
-    "sample_tokens",
-    "why_missing",
-]
+__all__ = ["library", "why_missing"]

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 PATH = Path(__file__).with_name("liblcpo_kernels.so")
 ABI_VERSION = 1  # of csrc/api.h; raise both when a signature changes
 
-_I32, _I64, _F32, _PTR = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-_SIGNATURES = {
-    "lcpo_count_lengths": (_PTR, _PTR, _I64, _I64, _PTR, _I64, _PTR, _PTR, _PTR, _PTR),
-    "lcpo_sample_tokens": (
-        *(_PTR, _I64, _I64, _I64),  # logits, rows, stride, vocab_size
-        *(_F32, _I64, ctypes.c_double),  # temperature, top_k, top_p
-        *(_PTR, _PTR, _PTR, _PTR, _PTR),  # seeds, positions; tokens, logprob, cut_logprob
-        _I32,  # threads
-    ),
-    # logits, rows, columns, temperature, targets; logprob, stats; threads
-    "lcpo_logprob_forward": (_PTR, _I64, _I64, _F32, _PTR, _PTR, _PTR, _I32),
-    # logits, rows, columns, temperature, targets, stats, grad_logprob, grad_entropy, threads
-    "lcpo_logprob_backward": (_PTR, _I64, _I64, _F32, _PTR, _PTR, _PTR, _PTR, _I32),
-}
+I32, I64, F32, F64, PTR = (
+    ctypes.c_int32,
+    ctypes.c_int64,
+    ctypes.c_float,
+    ctypes.c_double,
+    ctypes.c_void_p,
+)
+
+
+def bind(name: str, *arguments: type) -> Callable[..., None]:
+    """The C function `name`, looked up at its first call; each op's file declares its own."""
+
+    @functools.cache
+    def function() -> Callable[..., None]:
+        found = getattr(library(), name)
+        found.argtypes, found.restype = arguments, None
+        return found
+
+    return lambda *values: function()(*values)
 
 
 @functools.cache
@@ -49,8 +55,5 @@ def why_missing() -> str:
 @functools.cache
 def _load() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(PATH))
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, None
-    loaded.lcpo_abi_version.restype = _I32
+    loaded.lcpo_abi_version.restype = I32
     return loaded

@@ -64,7 +64,10 @@ def test_explicit_choice_that_cannot_run():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("numpy", r"unknown backend 'numpy' in choice 'numpy'; there are \('cpp', 'torch'\)"),
+        (
+            "numpy",
+            r"unknown backend 'numpy' in choice 'numpy'; there are \('triton', 'cpp'",
+        ),
         ("sample=torch", "unknown op 'sample'"),
         ("sample_tokens=", "unknown backend ''"),
     ],

@@ -5,7 +5,7 @@ import torch
 from three_way import ROWS, VOCABULARIES, assert_three_way, error
 
 import kernels
-from kernels import cpp_impl
+from kernels.cpp_impl import logprob_rows as cpp_rows
 from kernels.torch_ref import linear_logprob as ref
 
 
@@ -13,7 +13,7 @@ from kernels.torch_ref import linear_logprob as ref
 def rows_kernels(backend):
     """(forward, backward) of the backend."""
     if backend == "cpp":
-        return cpp_impl.logprob_rows, cpp_impl.logprob_rows_backward
+        return cpp_rows.logprob_rows, cpp_rows.logprob_rows_backward
     return ref.logprob_rows, ref.logprob_rows_backward
 
 
@@ -104,13 +104,13 @@ def test_cpp_writes_all_its_outputs_and_nothing_else(cpp):
     work = torch.full((rows + 2 * guard, vocab), torch.nan)
     inside = slice(guard, guard + rows)
     work[inside] = logits
-    library, threads = cpp_impl.library(), 2
+    threads = 2
     shape = (rows, vocab, 0.6, targets.data_ptr())
-    library.lcpo_logprob_forward(
+    cpp_rows._forward(
         logits.data_ptr(), *shape, logprob[inside].data_ptr(), stats[inside].data_ptr(), threads
     )
     grad = torch.randn(rows)
-    library.lcpo_logprob_backward(
+    cpp_rows._backward(
         work[inside].data_ptr(), *shape, stats[inside].data_ptr(), grad.data_ptr(), None, threads
     )
     for output in (logprob, stats, work):
@@ -124,9 +124,9 @@ def test_cpp_does_not_depend_on_threads(cpp):
     before = torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        logprob, stats = cpp_impl.logprob_rows(logits, targets, 0.6)
+        logprob, stats = cpp_rows.logprob_rows(logits, targets, 0.6)
         work = logits.clone()
-        cpp_impl.logprob_rows_backward(work, targets, stats, logprob, None, 0.6)
+        cpp_rows.logprob_rows_backward(work, targets, stats, logprob, None, 0.6)
         found.append((logprob, stats, work))
     torch.set_num_threads(before)
     assert all(a.equal(b) for a, b in zip(*found, strict=True))

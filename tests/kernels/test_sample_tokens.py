@@ -5,7 +5,7 @@ import torch
 from three_way import VOCABULARIES, error
 
 import kernels
-from kernels import cpp_impl
+from kernels.cpp_impl.sample_tokens import _sample_tokens
 from kernels.ops.sample_tokens import _op
 from kernels.torch_ref.philox import philox, vocabulary_bits
 
@@ -231,7 +231,7 @@ def test_cpp_fills_all_rows_and_only_those_for_any_threads(cpp):
     for threads in (1, 3):
         tokens = torch.full((131,), -9)
         values = torch.full((2, 131), torch.nan)
-        cpp_impl.library().lcpo_sample_tokens(
+        _sample_tokens(
             *(logits.data_ptr(), 129, 257, 257, 0.7, 0, 1.0),
             *(seeds.data_ptr(), positions.data_ptr(), tokens[1:].data_ptr()),
             *(values[0, 1:].data_ptr(), values[1, 1:].data_ptr(), threads),
