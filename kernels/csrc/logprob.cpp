@@ -112,6 +112,6 @@ LCPO_API void lcpo_logprob_backward(float* logits, int64_t rows, int64_t columns
     const float by_entropy = grad_entropy ? grad_entropy[r] : 0.0f;
     const float *s = stats + 3 * r;
     lcpo::row_gradient(x, columns, temperature, s[0], s[1], s[2], by_logprob, by_entropy);
-    x[targets[r]] += by_logprob / temperature;
+    if (targets[r] >= 0 && targets[r] < columns) x[targets[r]] += by_logprob / temperature;
   }
 }
