@@ -42,19 +42,19 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def logprob_rows(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(logprob [b], stats [b, 3]) of logits [b, V]; stats = max m, log Σ exp(z − m), E[z] − m.
+    """(logprob [b], stats [b, 3]) of logits x [b, V].
 
-    They stay relative to the max, since lse itself would round away the entropy of rows whose
-    logits are shifted by 1e4.
+    stats = max x, log Σ exp(z), E[z] with z = (x − max x) / T. They stay relative to the max, since
+    lse itself would round away the entropy of rows whose logits are shifted by 1e4.
     """
     dtype = statistics_dtype(logits.dtype)
     stats = logits.new_empty(logits.shape[0], 3, dtype=dtype)
     logprob = logits.new_empty(logits.shape[0], dtype=dtype)
     for at in _blocks(logits):
-        z = logits[at].to(dtype) / temperature
-        m = z.amax(1)
+        x = logits[at].to(dtype)
+        m = x.amax(1)
         # clamp: −inf · 0 would be NaN in E[z]
-        z.sub_(m[:, None]).clamp_(min=torch.finfo(dtype).min)
+        z = x.sub(m[:, None]).div_(temperature).clamp_(min=torch.finfo(dtype).min)
         target = z.gather(1, targets[at, None]).squeeze(1)
         e = z.exp()
         total = e.sum(1)
@@ -79,7 +79,8 @@ def logprob_rows_backward(
     dtype = stats.dtype
     for at in _blocks(logits):
         m, log_sum, mean = stats[at, :, None].unbind(1)  # [b, 1] each
-        z = (logits[at].to(dtype) / temperature).sub_(m).clamp_(min=torch.finfo(dtype).min)
+        x = logits[at].to(dtype)
+        z = x.sub(m).div_(temperature).clamp_(min=torch.finfo(dtype).min)
         p = (z - log_sum).exp_()
         dz = z.neg_().add_(mean).mul_(p)
         dz = dz.mul_(grad_entropy[at, None]) if grad_entropy is not None else dz.zero_()
