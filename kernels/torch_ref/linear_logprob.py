@@ -47,19 +47,19 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def logprob_rows(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(logprob [b], stats [b, 3]) of logits [b, V]; stats = max m, log Σ exp(z − m), E[z] − m.
+    """(logprob [b], stats [b, 3]) of logits x [b, V].
 
-    They stay relative to the max, since lse itself would round away the entropy of rows whose
-    logits are shifted by 1e4.
+    stats = max x, log Σ exp(z), E[z] with z = (x − max x) / T. They stay relative to the max, since
+    lse itself would round away the entropy of rows whose logits are shifted by 1e4.
     """
     dtype = statistics_dtype(logits.dtype)
     stats = logits.new_empty(logits.shape[0], 3, dtype=dtype)
     logprob = logits.new_empty(logits.shape[0], dtype=dtype)
     for at in _blocks(logits):
-        z = logits[at].to(dtype) / temperature
-        m = z.amax(1)
+        x = logits[at].to(dtype)
+        m = x.amax(1)
         # clamp: −inf · 0 would be NaN in E[z]
-        z.sub_(m[:, None]).clamp_(min=torch.finfo(dtype).min)
+        z = x.sub(m[:, None]).div_(temperature).clamp_(min=torch.finfo(dtype).min)
         target = z.gather(1, targets[at, None]).squeeze(1)
         e = z.exp()
         total = e.sum(1)
@@ -85,7 +85,8 @@ def logprob_rows_backward(
     dtype, columns = stats.dtype, logits.shape[1]
     for at in _blocks(logits):
         m, log_sum, mean = stats[at, :, None].unbind(1)  # [b, 1] each
-        z = (logits[at].to(dtype) / temperature).sub_(m).clamp_(min=torch.finfo(dtype).min)
+        x = logits[at].to(dtype)
+        z = x.sub(m).div_(temperature).clamp_(min=torch.finfo(dtype).min)
         p = (z - log_sum).exp_()
         dz = z.neg_().add_(mean).mul_(p)
         dz = dz.mul_(grad_entropy[at, None]) if grad_entropy is not None else dz.zero_()
@@ -133,7 +134,7 @@ def forward(
     logprob = hidden.new_empty(hidden.shape[0], dtype=dtype)
     stats = hidden.new_empty(hidden.shape[0], 3, dtype=dtype)
     for r, part in zip(rows, parts, strict=True):
-        logprob[r], stats[r] = merge(part, targets[r], columns)
+        logprob[r], stats[r] = merge(part, targets[r], columns, temperature)
     return logprob, stats[:, 1] - stats[:, 2], stats
 
 
@@ -214,7 +215,10 @@ def within(targets: Tensor, at: slice) -> Tensor:
 
 
 def merge(
-    parts: list[tuple[Tensor, Tensor]], targets: Tensor, columns: list[slice]
+    parts: list[tuple[Tensor, Tensor]],
+    targets: Tensor,
+    columns: list[slice],
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """(logprob [b], stats [b, 3]) of whole rows from those of their tiles; see logprob_rows."""
     if len(parts) == 1:
@@ -224,7 +228,7 @@ def merge(
     empty = m == -torch.inf  # a tile of nothing but −inf has no share, and NaN for statistics
     log_sum, mean = log_sum.where(~empty, 0.0), mean.where(~empty, 0.0)
     top = m.amax(0)
-    gap = (m - top).clamp_(min=torch.finfo(m.dtype).min)
+    gap = ((m - top) / temperature).clamp_(min=torch.finfo(m.dtype).min)
     share = log_sum + gap
     total = share.logsumexp(0)
     owner = targets // columns[0].stop
