@@ -68,9 +68,8 @@ class BudgetSettings:
     """dual: each prompt is exact or max with probability 1/2."""
     law: Literal["uniform", "log_uniform"]
     min: PosInt
-    """Tokens, inclusive."""
     max: PosInt
-    """Tokens, inclusive."""
+    """Tokens, both inclusive."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +146,8 @@ class TrainSettings:
     """Packed tokens a forward and backward pass."""
     debug: bool
     """Assert ratio == 1 on the first mini-batch."""
+    self_check_every: Count
+    """Steps between checks of the kernels against the torch reference; 0 never checks."""
 
 
 @dataclass(frozen=True)
@@ -253,9 +254,8 @@ def _in_range(value: float, limit: Range, key: str) -> float:
     if not math.isfinite(value):
         raise ConfigError(f"{key}: {value} is not a finite number")
     if value < 0 or (value == 0 and not limit.zero):
-        raise ConfigError(
-            f"{key}: must be {'at least' if limit.zero else 'more than'} 0, got {value}"
-        )
+        least = "at least" if limit.zero else "more than"
+        raise ConfigError(f"{key}: must be {least} 0, got {value}")
     if value > limit.most:
         raise ConfigError(f"{key}: must be at most {limit.most:g}, got {value}")
     return value

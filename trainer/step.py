@@ -26,6 +26,7 @@ from trainer.optim import Optimizer
 from trainer.packing import pack, sequence_weights, split_by_tokens
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.seeds import derive_seed
+from trainer.selfcheck import self_check
 from trainer.types import Advantages, PackedBatch, Prompt, Rollout, StepStats
 
 
@@ -59,6 +60,7 @@ def train_step(trainer: Trainer) -> StepStats:
             [with_old_logprobs(trainer, batch) for batch in batches]
             for batches in pack_updates(config, rollouts, trainer.model.head_weight.device)
         ]
+    self_check(trainer, updates, logprobs)
     outcomes = []
     with clock("update"):
         for number, micro_batches in enumerate(updates):
