@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from kernels import cpp_impl
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
+from kernels.cpp_impl import product as cpp_product
 from kernels.cpp_impl import sample_tokens as cpp_sample_tokens
 from kernels.torch_ref import (
     attention,
@@ -49,6 +51,13 @@ def _triton(path: str) -> Callable:
     return run
 
 
+def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
+    """torch's product, but for bfloat16 with a float32 result on processors that have it."""
+    ours = a.dtype == torch.bfloat16 and out.dtype == torch.float32 and b.stride(1) == 1
+    run = cpp_product.product if ours and cpp_product.supported() else linear_logprob.product
+    run(a, b, out, add=add)
+
+
 IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     # The products stay with torch's GEMM; C++ replaces the passes over the rows of logits.
     "linear_logprob": {
@@ -57,7 +66,11 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     },
     "linear_logprob_backward": {
         "torch": linear_logprob.backward,
-        "cpp": partial(linear_logprob.backward, rows_kernel=cpp_logprob_rows.logprob_rows_backward),
+        "cpp": partial(
+            linear_logprob.backward,
+            rows_kernel=cpp_logprob_rows.logprob_rows_backward,
+            product=_product,
+        ),
     },
     "linear_policy_loss": {
         "torch": linear_policy_loss.linear_policy_loss,
@@ -65,6 +78,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             linear_policy_loss.linear_policy_loss,
             rows_kernel=cpp_logprob_rows.logprob_rows,
             rows_backward=cpp_logprob_rows.logprob_rows_backward,
+            product=_product,
         ),
     },
     "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
