@@ -10,6 +10,8 @@ namespace {
 
 constexpr int64_t ROWS = 24;  // query rows at a time: their scores stay in the first-level cache
 
+constexpr int64_t AHEAD = 8;  // groups of rows to prefetch: one head's rows are far apart in memory
+
 template <class T>
 LCPO_INLINE void pack_rows(const T* x, int64_t outer, int64_t stride, int64_t inner, int64_t size,
                            float factor, float* out) {
@@ -17,8 +19,14 @@ LCPO_INLINE void pack_rows(const T* x, int64_t outer, int64_t stride, int64_t in
   for (int64_t o = 0; o < outer; ++o) {
     for (int64_t i = 0; i < inner; ++i, out += width) {
       const T* row = x + o * stride + i * size;
-      for (int64_t d = 0; d < size; ++d) out[d] = factor * load(row + d);
-      for (int64_t d = size; d < width; ++d) out[d] = 0.0f;
+      int64_t d = 0;
+      for (; d + LANES <= size; d += LANES) {
+        __builtin_prefetch(row + AHEAD * stride + d);
+        LCPO_SIMD
+        for (int l = 0; l < LANES; ++l) out[d + l] = factor * load(row + d + l);
+      }
+      for (; d < size; ++d) out[d] = factor * load(row + d);
+      for (; d < width; ++d) out[d] = 0.0f;
     }
   }
 }
@@ -29,46 +37,70 @@ LCPO_INLINE void unpack_rows(const float* x, int64_t outer, int64_t stride, int6
   for (int64_t o = 0; o < outer; ++o) {
     for (int64_t i = 0; i < inner; ++i, x += padded(size)) {
       T* row = out + o * stride + i * size;
-      for (int64_t d = 0; d < size; ++d) store(row + d, factor * x[d]);
+      int64_t d = 0;
+      for (; d + LANES <= size; d += LANES) {
+        LCPO_SIMD
+        for (int l = 0; l < LANES; ++l) store(row + d + l, factor * x[d + l]);
+      }
+      for (; d < size; ++d) store(row + d, factor * x[d]);
     }
   }
+}
+
+// The 16 lanes of each row side by side over rows: lanes [ROWS, LANES] to [LANES, ROWS]. Reducing
+// them is then a loop over rows, where reducing a register by itself would stall at each step.
+void across(const float* lanes, int64_t rows, float* turned) {
+  transpose(lanes, round_up(rows, 4), LANES, LANES, turned, ROWS);
 }
 
 // scores [rows, KEYS] become exp2(score - max), of which `columns` a row are written.
 LCPO_CLONES void softmax_step(float* scores, int64_t rows, int64_t columns, const int32_t* seen,
                               float* max, float* sum, float* out, int64_t width) {
-  for (int64_t r = 0; r < rows; ++r, scores += KEYS, out += width) {
-    std::fill(scores + seen[r], scores + columns, -INF);
-    float best[LANES], part[LANES];
+  alignas(64) float lanes[ROWS * LANES] = {}, turned[LANES * ROWS];
+  float best[ROWS], shrink[ROWS];
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = scores + r * KEYS;
+    std::fill(row + seen[r], row + columns, -INF);
+    float* most = lanes + r * LANES;
     LCPO_SIMD
-    for (int i = 0; i < LANES; ++i) {
-      best[i] = max[r];
-      part[i] = 0.0f;
-    }
-    for (int64_t j = 0; j < columns; j += LANES) {
+    for (int i = 0; i < LANES; ++i) most[i] = row[i];
+    for (int64_t j = LANES; j < columns; j += LANES) {
       LCPO_SIMD
-      for (int i = 0; i < LANES; ++i) best[i] = scores[j + i] > best[i] ? scores[j + i] : best[i];
+      for (int i = 0; i < LANES; ++i) most[i] = row[j + i] > most[i] ? row[j + i] : most[i];
     }
-    for (int half = LANES / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) best[i] = best[i + half] > best[i] ? best[i + half] : best[i];
-    }
+  }
+  across(lanes, rows, turned);
+  for (int64_t r = 0; r < rows; ++r) best[r] = max[r];
+  for (int i = 0; i < LANES; ++i) {
+    const float* most = turned + i * ROWS;
+    for (int64_t r = 0; r < rows; ++r) best[r] = most[r] > best[r] ? most[r] : best[r];
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = scores + r * KEYS;
+    float* part = lanes + r * LANES;
+    LCPO_SIMD
+    for (int i = 0; i < LANES; ++i) part[i] = 0.0f;
     for (int64_t j = 0; j < columns; j += LANES) {
       LCPO_SIMD
       for (int i = 0; i < LANES; ++i) {
-        const float p = exp2_clamped(clamp_exponent(scores[j + i] - best[0]));
-        scores[j + i] = p;
+        const float p = exp2_clamped(clamp_exponent(row[j + i] - best[r]));
+        row[j + i] = p;
         part[i] += p;
       }
     }
-    for (int half = LANES / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) part[i] += part[i + half];
-    }
-    const float shrink = exp2_clamped(clamp_exponent(max[r] - best[0]));
-    max[r] = best[0];
-    sum[r] = sum[r] * shrink + part[0];
-    if (shrink != 1.0f) {
-      for (int64_t d = 0; d < width; ++d) out[d] *= shrink;
-    }
+  }
+  across(lanes, rows, turned);
+  for (int64_t r = 0; r < rows; ++r) {
+    shrink[r] = exp2_clamped(clamp_exponent(max[r] - best[r]));
+    max[r] = best[r];
+    sum[r] *= shrink[r];
+  }
+  for (int i = 0; i < LANES; ++i) {
+    for (int64_t r = 0; r < rows; ++r) sum[r] += turned[i * ROWS + r];
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    if (shrink[r] == 1.0f) continue;
+    for (int64_t d = 0; d < width; ++d) out[r * width + d] *= shrink[r];
   }
 }
 
@@ -108,10 +140,10 @@ LCPO_CLONES void unpack(const float* x, int64_t outer, int64_t stride, int64_t i
   unpack_rows(x, outer, stride, inner, size, factor, out);
 }
 
-void KeyBlock::finish(int64_t count, int64_t width) {
+void KeyBlock::turn(int64_t count, int64_t width) {
   const int64_t rows = round_up(count, LANES);
-  std::fill(k + count * width, k + rows * width, 0.0f);
-  transpose(k, rows, width, width, k_t, KEYS);
+  for (int64_t j = count; j < rows; ++j) std::fill_n(k + j * stride, width, 0.0f);
+  transpose(k, rows, width, stride, k_t, KEYS);
 }
 
 void Queries::start(int64_t rows, int64_t width) {
@@ -130,7 +162,7 @@ void Queries::attend(const KeyBlock& block, int64_t rows, const int32_t* seen, i
     float* to = out + r * width;
     gemm({n, columns, size, q + r * width, width, block.k_t, KEYS, scores, KEYS, false, false});
     softmax_step(scores, n, columns, seen + r, max + r, sum + r, to, width);
-    gemm({n, width, most, scores, KEYS, block.v, width, to, width, false, true});
+    gemm({n, width, most, scores, KEYS, block.v, block.stride, to, width, false, true});
   }
 }
 

@@ -57,20 +57,14 @@ void unpack(const float* x, int64_t outer, int64_t stride, int64_t inner, int64_
 void unpack(const float* x, int64_t outer, int64_t stride, int64_t inner, int64_t size,
             float factor, bf16* out);
 
-// One block of keys and values as the products want them.
+// One block of one head's keys and values as the products want them.
 struct KeyBlock {
-  float* k;    // [KEYS, padded(size)]
-  float* k_t;  // [padded(size), KEYS]
-  float* v;    // [KEYS, padded(size)]
+  float *k, *v;    // [KEYS, padded(size)], rows `stride` apart
+  float* k_t;      // [padded(size), KEYS]
+  int64_t stride;
 
-  KeyBlock(Scratch& scratch, int64_t width)
-      : k(scratch.take(KEYS * width)),
-        k_t(scratch.take(KEYS * width)),
-        v(scratch.take(KEYS * width)) {}
-  static int64_t floats(int64_t width) { return 3 * KEYS * width; }
-
-  // After the first `count` rows of k and v were written.
-  void finish(int64_t count, int64_t width);
+  // Fills k_t after the first `count` rows of k and v were written.
+  void turn(int64_t count, int64_t width);
 };
 
 // Query rows on their way over the blocks of keys.
@@ -85,6 +79,10 @@ struct Queries {
         out(scratch.take(rows * width)),
         max(scratch.take(padded(rows))),
         sum(scratch.take(padded(rows))) {}
+  Queries(float* q, float* out, float* max, float* sum) : q(q), out(out), max(max), sum(sum) {}
+  Queries from(int64_t row, int64_t width) const {
+    return {q + row * width, out + row * width, max + row, sum + row};
+  }
   static int64_t floats(int64_t rows, int64_t width) { return 2 * (rows * width + padded(rows)); }
 
   void start(int64_t rows, int64_t width);

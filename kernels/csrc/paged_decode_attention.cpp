@@ -11,6 +11,10 @@
 namespace lcpo {
 namespace {
 
+struct Heads {
+  int64_t first, count;  // of key/value heads
+};
+
 template <class T>
 struct Decode {
   const T *q, *k_cache, *v_cache;
@@ -21,52 +25,60 @@ struct Decode {
 
   struct Workspace {
     Scratch scratch;
-    Queries queries;
-    KeyBlock block;
+    Queries queries;             // of all heads
+    float *k, *v, *k_t;          // a block of keys of all heads, and one head's turned
     std::vector<int32_t> seen;
 
-    Workspace(int64_t rows, int64_t width)
-        : scratch(Queries::floats(rows, width) + KeyBlock::floats(width)),
-          queries(scratch, rows, width),
-          block(scratch, width),
-          seen(rows) {}
+    Workspace(int64_t heads, int64_t kv_heads, int64_t width)
+        : scratch(Queries::floats(heads, width) + (2 * kv_heads + 1) * KEYS * width),
+          queries(scratch, heads, width),
+          k(scratch.take(KEYS * kv_heads * width)),
+          v(scratch.take(KEYS * kv_heads * width)),
+          k_t(scratch.take(KEYS * width)),
+          seen(heads) {}
   };
 
-  // Copies `count` keys and values from position j0 on out of their pages.
-  void gather(const int32_t* pages, int64_t head, int64_t j0, int64_t count,
-              KeyBlock& block) const {
-    const int64_t stride = kv_heads * size, width = padded(size);
+  // Copies `count` positions from j0 on, for some heads, out of the row's pages.
+  void gather(int64_t row, Heads some, int64_t j0, int64_t count, Workspace& w) const {
+    const int64_t stride = kv_heads * size, to = some.count * padded(size);
+    const int32_t* pages = block_table + row * pages_per_row;
     for (int64_t j = 0; j < count;) {
       const int64_t slot = (j0 + j) % page_size, run = std::min(page_size - slot, count - j);
-      const int64_t at = (pages[(j0 + j) / page_size] * page_size + slot) * stride + head * size;
-      pack(k_cache + at, run, stride, 1, size, 1.0f, block.k + j * width);
-      pack(v_cache + at, run, stride, 1, size, 1.0f, block.v + j * width);
+      const int64_t page = pages[(j0 + j) / page_size];
+      const int64_t at = (page * page_size + slot) * stride + some.first * size;
+      pack(k_cache + at, run, stride, some.count, size, 1.0f, w.k + j * to);
+      pack(v_cache + at, run, stride, some.count, size, 1.0f, w.v + j * to);
       j += run;
     }
-    block.finish(count, width);
   }
 
-  void run(int64_t row, int64_t head, Workspace& w) const {
+  void run(int64_t row, Heads some, Workspace& w) const {
     const int64_t group = heads / kv_heads, width = padded(size), length = cache_seqlens[row];
-    const int64_t at = (row * heads + head * group) * size;
-    pack(q + at, 1, 0, group, size, static_cast<float>(scale * LOG2E), w.queries.q);
-    w.queries.start(group, width);
+    const int64_t at = (row * heads + some.first * group) * size, rows = some.count * group;
+    pack(q + at, 1, 0, rows, size, static_cast<float>(scale * LOG2E), w.queries.q);
+    w.queries.start(rows, width);
     for (int64_t j0 = 0; j0 < length; j0 += KEYS) {
       const int64_t keys = std::min(KEYS, length - j0);
-      gather(block_table + row * pages_per_row, head, j0, keys, w.block);
+      gather(row, some, j0, keys, w);
       std::fill(w.seen.begin(), w.seen.end(), static_cast<int32_t>(keys));
-      w.queries.attend(w.block, group, w.seen.data(), size);
+      for (int64_t h = 0; h < some.count; ++h) {
+        KeyBlock block{w.k + h * width, w.v + h * width, w.k_t, some.count * width};
+        block.turn(keys, width);
+        w.queries.from(h * group, width).attend(block, group, w.seen.data(), size);
+      }
     }
-    w.queries.finish(group, width, false);
-    unpack(w.queries.out, 1, 0, group, size, 1.0f, out + at);
+    w.queries.finish(rows, width, false);
+    unpack(w.queries.out, 1, 0, rows, size, 1.0f, out + at);
   }
 
   void run_all(int64_t rows, int32_t threads) const {
-#pragma omp parallel num_threads(threads) if (rows * kv_heads > 1)
+    // All heads of a row at once read its cache from end to end; few rows are split by heads.
+    const int64_t count = rows >= threads ? kv_heads : 1, parts = kv_heads / count;
+#pragma omp parallel num_threads(threads) if (rows * parts > 1)
     {
-      Workspace w(heads / kv_heads, padded(size));
+      Workspace w(count * heads / kv_heads, count, padded(size));
 #pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < rows * kv_heads; ++i) run(i / kv_heads, i % kv_heads, w);
+      for (int64_t i = 0; i < rows * parts; ++i) run(i / parts, {i % parts * count, count}, w);
     }
   }
 };

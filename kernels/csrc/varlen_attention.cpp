@@ -84,9 +84,10 @@ struct Forward {
     std::vector<int32_t> seen;
 
     Workspace(int64_t rows, int64_t width)
-        : scratch(Queries::floats(rows, width) + KeyBlock::floats(width)),
+        : scratch(Queries::floats(rows, width) + 3 * KEYS * width),
           queries(scratch, rows, width),
-          block(scratch, width),
+          block{scratch.take(KEYS * width), scratch.take(KEYS * width),
+                scratch.take(KEYS * width), width},
           seen(rows) {}
   };
 
@@ -101,7 +102,7 @@ struct Forward {
       const int64_t from = (item.start + j0) * kv_stride + item.head * s.size;
       pack(k + from, keys, kv_stride, 1, s.size, 1.0f, w.block.k);
       pack(v + from, keys, kv_stride, 1, s.size, 1.0f, w.block.v);
-      w.block.finish(keys, width);
+      w.block.turn(keys, width);
       causal(w.seen.data(), item.first, item.stop, group, j0);
       w.queries.attend(w.block, rows, w.seen.data(), s.size);
     }
