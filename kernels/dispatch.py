@@ -1,9 +1,10 @@
 """Which implementation of an op runs: {op: {backend: implementation}}.
 
-Automatic: attention libraries, then Triton for CUDA tensors, the compiled C++ library for CPU
-tensors where it is loaded, and torch where none has the op. Explicit: `LCPO_BACKEND` in the environment or `override(...)`,
-either one backend for all ops ("torch") or some by name ("sample_tokens=torch,count_lengths=cpp").
-An explicit choice that cannot run raises and says what can.
+Automatic: an attention library or Triton for CUDA tensors, the compiled C++ library for CPU tensors
+where it is loaded, and torch where none of them has the op. Explicit: `LCPO_BACKEND` in the
+environment or `override(...)`, either one backend for all ops ("torch") or some by name
+("sample_tokens=torch,count_lengths=cpp"). An explicit choice that cannot run raises and says what
+can.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def check_directions(path: str, tree: ast.Module) -> list[str]:
-    """{cpp, cuda, triton}_impl, torch_ref <- dispatch <- ops <- kernels <- trainer, no shortcuts."""
+    """{cpp, cuda, triton}_impl, torch_ref <- dispatch <- ops <- kernels <- trainer."""
     name = module_name(path)
     layer = max((row for row in LAYERS if below(name, row + ".*")), key=len, default=None)
     if layer is None:

@@ -20,7 +20,7 @@ def flash_attn() -> ModuleType | None:
 
 
 def takes(q: Tensor) -> bool:
-    """Whether FlashAttention-2 kernels take q [.., D]: half precision, D % 8 == 0, D <= 256, sm_80."""
+    """Whether FlashAttention-2 kernels take q [.., D]: 16 bits, D <= 256 by eights, from sm_80."""
     half = q.dtype in (torch.bfloat16, torch.float16)
     fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
     return half and fits and torch.cuda.get_device_capability(q.device) >= (8, 0)
