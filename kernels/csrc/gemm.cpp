@@ -31,18 +31,7 @@ LCPO_INLINE void tile(const Gemm& g, int64_t i0, int64_t j0) {
   const int64_t by_row = g.transposed ? 1 : g.lda, by_step = g.transposed ? g.lda : 1;
   const float* b = g.b + j0;
   float* c = g.c + i0 * g.ldc + j0;
-  V sum[MR][NR];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NR; ++j) {
-      if (g.accumulate) {
-        std::memcpy(&sum[i][j], c + i * g.ldc + j * W, sizeof(V));
-      } else {
-        sum[i][j] = V{};
-      }
-    }
-  }
+  V sum[MR][NR] = {};
   for (int64_t p = 0; p < g.k; ++p) {
     V row[NR];
 #pragma GCC unroll 8
@@ -59,7 +48,13 @@ LCPO_INLINE void tile(const Gemm& g, int64_t i0, int64_t j0) {
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < NR; ++j) std::memcpy(c + i * g.ldc + j * W, &sum[i][j], sizeof(V));
+    for (int j = 0; j < NR; ++j) {
+      float* to = c + i * g.ldc + j * W;
+      V before = {};
+      if (g.accumulate) std::memcpy(&before, to, sizeof(V));
+      sum[i][j] += before;
+      std::memcpy(to, &sum[i][j], sizeof(V));
+    }
   }
 }
 

@@ -6,8 +6,8 @@
 namespace lcpo {
 
 // C[m, n] (+)= A[m, k] · B[k, n], n a multiple of 16. With `transposed` A is stored as [k, m].
-// Each entry of C is one chain of multiply-adds over k in order, whatever m, n and the machine's
-// registers: cutting a product along m or n, or along k with `accumulate`, changes no bit.
+// Each entry is one chain of multiply-adds over k in order, then added to C with `accumulate`,
+// whatever m, n and the machine's registers: cutting a product along m or n changes no bit.
 struct Gemm {
   int64_t m, n, k;
   const float* a;
