@@ -97,21 +97,21 @@ void gemm_plain(const Gemm& g) { panels<Float4, 4>(g); }
 LCPO_INLINE Float4 low(Float4 x, Float4 y) { return LCPO_SHUFFLE(x, y, 0, 4, 1, 5); }
 LCPO_INLINE Float4 high(Float4 x, Float4 y) { return LCPO_SHUFFLE(x, y, 2, 6, 3, 7); }
 
-using Run = void (*)(const Gemm&);
-
-Run pick() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return gemm_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return gemm_avx2;
-#endif
-  return gemm_plain;
-}
-
 }  // namespace
 
+std::vector<GemmRun> gemm_levels() {
+  std::vector<GemmRun> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f")) found.push_back(gemm_avx512);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(gemm_avx2);
+#endif
+  found.push_back(gemm_plain);
+  return found;
+}
+
 void gemm(const Gemm& g) {
-  static const Run run = pick();
+  static const GemmRun run = gemm_levels().front();
   run(g);
 }
 

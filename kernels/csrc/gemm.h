@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace lcpo {
 
@@ -19,6 +20,10 @@ struct Gemm {
   bool transposed, accumulate;
 };
 void gemm(const Gemm& g);
+
+// The builds of `gemm` that this machine can run, the one it takes first.
+using GemmRun = void (*)(const Gemm&);
+std::vector<GemmRun> gemm_levels();
 
 // out[c, r] = in[r, c]; rows and columns multiples of 4.
 void transpose(const float* in, int64_t rows, int64_t columns, int64_t in_stride, float* out,
