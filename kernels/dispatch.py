@@ -38,12 +38,13 @@ _log = logging.getLogger("kernels")
 
 def _triton(path: str) -> Callable:
     """`module.function` of kernels.triton_impl, imported at its first call: triton loads slowly."""
+    module, name = path.split(".")
 
-    def run(*arguments: object, **settings: object) -> object:
-        module, name = path.split(".")
-        return getattr(importlib.import_module(f"kernels.triton_impl.{module}"), name)(
-            *arguments, **settings
-        )
+    def run(*arguments: object) -> object:
+        kernel = getattr(importlib.import_module(f"kernels.triton_impl.{module}"), name)
+        # Triton launches on the current device, which need not be that of the tensors.
+        with torch.cuda.device_of(next(x for x in arguments if isinstance(x, torch.Tensor))):
+            return kernel(*arguments)
 
     return run
 
@@ -53,21 +54,33 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "linear_logprob": {
         "torch": linear_logprob.forward,
         "cpp": partial(linear_logprob.forward, rows_kernel=cpp_logprob_rows.logprob_rows),
+        "triton": partial(linear_logprob.forward, rows_kernel=_triton("logprob_rows.logprob_rows")),
     },
     "linear_logprob_backward": {
         "torch": linear_logprob.backward,
         "cpp": partial(linear_logprob.backward, rows_kernel=cpp_logprob_rows.logprob_rows_backward),
+        "triton": partial(
+            linear_logprob.backward, rows_kernel=_triton("logprob_rows.logprob_rows_backward")
+        ),
     },
     "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
     "count_lengths": {
         "torch": count_lengths.count_lengths,
         "cpp": cpp_count_lengths.count_lengths,
+        "triton": _triton("count_lengths.count_lengths"),
     },
-    "lcpo_advantage": {"torch": lcpo_advantage.lcpo_advantage},
-    "policy_loss": {"torch": policy_loss.policy_loss},
+    "lcpo_advantage": {
+        "torch": lcpo_advantage.lcpo_advantage,
+        "triton": _triton("lcpo_advantage.lcpo_advantage"),
+    },
+    "policy_loss": {
+        "torch": policy_loss.policy_loss,
+        "triton": _triton("policy_loss.policy_loss"),
+    },
     "sample_tokens": {
         "torch": sample_tokens.sample_tokens,
         "cpp": cpp_sample_tokens.sample_tokens,
+        "triton": _triton("sample_tokens.sample_tokens"),
     },
     "rms_norm": {"torch": elementwise.rms_norm},
     "rope": {"torch": elementwise.rope},
@@ -152,7 +165,8 @@ def active_backends(
 def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     """Backends that can run `op` on such tensors, the preferred one first."""
     able = [name for name in BACKENDS if name in IMPLEMENTATIONS[op]]
-    if "triton" in able and not (device_type == "cuda" or _interpreted()):
+    # Triton's kernels compute in float32; float64, which is for gradient checks, goes to torch.
+    if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
     if "cpp" in able and not (
         device_type == "cpu" and dtype in CPP_DTYPES.get(op, (dtype,)) and cpp_impl.library()
@@ -162,9 +176,10 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
 
 
 @functools.cache
-def _interpreted() -> bool:
-    """Triton's interpreter runs on CPU tensors: how the kernels are tested without a GPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _triton_runs(device_type: str) -> bool:
+    """On CUDA; in Triton's interpreter on the CPU, which is how it is tested without a GPU."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return (device_type == "cuda" or interpreted) and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -4,14 +4,15 @@
 launch, so signatures, constants and warps cannot drift from the real ones; Triton's own binder
 derives the alignment attributes as it does at run time. `measure` compiles a launch for one target
 and reads registers, stack, shared memory and the instructions that tell wide loads, spills and
-float64 arithmetic. `python -m kernels.triton_impl.aot` writes the table that the tests compare.
-Not under TRITON_INTERPRET=1, which replaces the compiler.
+float64 arithmetic. `python -m kernels.triton_impl.aot [path]` writes the table that the tests
+compare. Not under TRITON_INTERPRET=1, which replaces the compiler.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -218,8 +219,9 @@ def table() -> str:
     lines = [
         "# What the Triton kernels cost",
         "",
-        "Compiled at the launches of the 1.5B model (see `kernels/triton_impl/aot.py`), read from the",
-        "machine code. Written by `python -m kernels.triton_impl.aot`; the tests compare it.",
+        "Compiled at the launches of the 1.5B model and read from the machine code: see",
+        "`kernels/triton_impl/aot.py`. `python -m kernels.triton_impl.aot` writes this table and the",
+        "tests compare it. Stack and shared memory in bytes, registers a thread, occupancy in %.",
         "",
         f"triton {triton.__version__}",
         "",
@@ -231,4 +233,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(table())
+    (Path(sys.argv[1]) if sys.argv[1:] else TABLE).write_text(table())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.triton_impl.common import clamp, max_or_nan
 
-_BLOCK, _WARPS = 1024, 4
+_BLOCK, _WARPS = 512, 4  # few tokens: small tiles, to reach more of the device
 LOG_RATIO_LIMIT = tl.constexpr(20.0)  # as in torch_ref.policy_loss
 KL_LIMIT = tl.constexpr(10.0)
 

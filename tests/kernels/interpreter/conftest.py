@@ -1,7 +1,7 @@
-"""Tests of the Triton kernels in Triton's interpreter, on CPU tensors: only in a process of their own.
+"""Tests of the Triton kernels in Triton's interpreter, on CPU tensors: in a process of their own.
 
-TRITON_INTERPRET=1 must be set before triton is imported and replaces its compiler, so an ordinary run
-does not collect this folder; tests/kernels/test_triton_interpreter.py runs it.
+TRITON_INTERPRET=1 must be set before triton is imported and replaces its compiler, so an ordinary
+run does not collect this folder; tests/kernels/test_triton_interpreter.py runs it.
 """
 
 import os

@@ -1,9 +1,9 @@
 """What the interpreter of Triton 3.7 does not check or gets wrong, made good for the tests.
 
-Right bfloat16: it casts float32 to bfloat16 by truncation, multiplies `tl.dot` operands as raw 16-bit
-integers, and does bfloat16 arithmetic on raw bits. Here casts round to nearest even, `dot` widens its
-operands (as a tensor core's products are exact in float32), and any other arithmetic on bfloat16 is an
-error: the kernels widen as they load.
+Right bfloat16: it casts float32 to bfloat16 by truncation, multiplies `tl.dot` operands as raw
+16-bit integers, and does bfloat16 arithmetic on raw bits. Here casts round to nearest even, `dot`
+widens its operands (as a tensor core's products are exact in float32), and any other arithmetic on
+bfloat16 is an error: the kernels widen as they load.
 
 Memory: every address that a program reads or writes must lie in a tensor the launch was given, and
 what one program writes no other may read or write. So out-of-bounds accesses and races, which on a
@@ -19,7 +19,6 @@ from unittest import mock
 import numpy as np
 import torch
 import triton.language as tl
-
 from triton.runtime.interpreter import (
     GridExecutor,
     InterpreterBuilder,

@@ -1,4 +1,4 @@
-"""The checks of the interpreter lane find what they look for: each kernel here is wrong in one way."""
+"""The interpreter lane's checks find what they look for: each kernel here is wrong in one way."""
 
 import numpy as np
 import pytest
