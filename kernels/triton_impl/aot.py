@@ -220,7 +220,7 @@ def table() -> str:
         "# What the Triton kernels cost",
         "",
         "Compiled at the launches of the 1.5B model and read from the machine code: see",
-        "`kernels/triton_impl/aot.py`. `python -m kernels.triton_impl.aot` writes this table and the",
+        "`kernels/triton_impl/aot.py`. `python -m kernels.triton_impl.aot` writes the table, the",
         "tests compare it. Stack and shared memory in bytes, registers a thread, occupancy in %.",
         "",
         f"triton {triton.__version__}",

@@ -1,4 +1,4 @@
-"""Runs the tests of tests/kernels/interpreter in a process of their own, under TRITON_INTERPRET=1."""
+"""Runs tests/kernels/interpreter in a process of its own, under TRITON_INTERPRET=1."""
 
 import os
 import subprocess

@@ -49,9 +49,8 @@ class Launch:
 
     def touch(self, pointers: np.ndarray, mask: np.ndarray, size: int, write: bool) -> None:
         """Note an access and check that it stays within the tensors."""
-        address = np.broadcast_to(pointers, np.broadcast(pointers, mask).shape)[
-            np.broadcast_to(mask, np.broadcast(pointers, mask).shape)
-        ].astype(np.int64)
+        pointers, mask = np.broadcast_arrays(pointers, mask)
+        address = pointers[mask].astype(np.int64)
         if not address.size:
             return
         low, high = int(address.min()), int(address.max())
@@ -106,13 +105,12 @@ def to_float32(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-@contextmanager
-def sanitized() -> Iterator[None]:
-    """Within, the interpreter is as this module's docstring says."""
-    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-    execute, reduce = GridExecutor.__call__, ReduceOps.apply
-    launch: list[Launch] = []
+Patch = tuple[object, str, object]
+
+
+def exact_bfloat16() -> list[Patch]:
+    """Right casts and products; an error for any other arithmetic."""
+    cast, dot, reduce = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot, ReduceOps.apply
 
     def new_cast(self, src, dst_type):
         a, b = src.dtype.scalar, dst_type.scalar
@@ -131,11 +129,10 @@ def sanitized() -> Iterator[None]:
         ]
         return dot(self, *wide, *rest)
 
-    def no_bfloat16(original):
+    def refusing(original):
         def operation(self, *arguments):
-            if any(
-                isinstance(x, TensorHandle) and x.dtype.scalar == tl.bfloat16 for x in arguments
-            ):
+            handles = [x for x in arguments if isinstance(x, TensorHandle)]
+            if any(x.dtype.scalar == tl.bfloat16 for x in handles):
                 raise Sanitized("arithmetic in bfloat16: widen to float32 first")
             return original(self, *arguments)
 
@@ -147,14 +144,30 @@ def sanitized() -> Iterator[None]:
                 raise Sanitized("reduction in bfloat16: widen to float32 first")
         return reduce(self, argument)
 
+    arithmetic = ("binary_op", "unary_op", "create_fma", "create_idiv", "create_fabs")
+    return [
+        *((InterpreterBuilder, x, refusing(getattr(InterpreterBuilder, x))) for x in arithmetic),
+        (InterpreterBuilder, "cast_impl", new_cast),
+        (InterpreterBuilder, "create_dot", new_dot),
+        (ReduceOps, "apply", new_reduce),
+    ]
+
+
+def watched_memory() -> list[Patch]:
+    """Each load and store is noted in the Launch it belongs to."""
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    execute = GridExecutor.__call__
+    launch: list[Launch] = []
+
+    def size(pointers):
+        return max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+
     def new_load(self, pointers, mask, *rest):
-        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        launch[-1].touch(pointers.data, mask.data, size, write=False)
+        launch[-1].touch(pointers.data, mask.data, size(pointers), write=False)
         return load(self, pointers, mask, *rest)
 
     def new_store(self, pointers, value, mask, *rest):
-        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        launch[-1].touch(pointers.data, mask.data, size, write=True)
+        launch[-1].touch(pointers.data, mask.data, size(pointers), write=True)
         return store(self, pointers, value, mask, *rest)
 
     def no_atomics(self, *arguments):
@@ -167,19 +180,19 @@ def sanitized() -> Iterator[None]:
             execute(self, *arguments, **settings)
         launch.pop().finish()
 
-    arithmetic = ("binary_op", "unary_op", "create_fma", "create_idiv", "create_fabs")
-    patches = [
-        *((InterpreterBuilder, n, no_bfloat16(getattr(InterpreterBuilder, n))) for n in arithmetic),
-        (InterpreterBuilder, "cast_impl", new_cast),
-        (InterpreterBuilder, "create_dot", new_dot),
+    return [
         (InterpreterBuilder, "create_masked_load", new_load),
         (InterpreterBuilder, "create_masked_store", new_store),
         (InterpreterBuilder, "create_atomic_rmw", no_atomics),
-        (ReduceOps, "apply", new_reduce),
         (GridExecutor, "__call__", new_execute),
-        (interpreter_builder, "options", InterpreterOptions(debug=True)),
     ]
+
+
+@contextmanager
+def sanitized() -> Iterator[None]:
+    """Within, the interpreter is as this module's docstring says."""
+    overflow = (interpreter_builder, "options", InterpreterOptions(debug=True))
     with ExitStack() as stack:
-        for owner, name, value in patches:
+        for owner, name, value in (*exact_bfloat16(), *watched_memory(), overflow):
             stack.enter_context(mock.patch.object(owner, name, value))
         yield

@@ -1,8 +1,8 @@
 """Offsets beyond 2**31 elements, where 32-bit arithmetic wraps: row 14,135 of [T, 151,936] and on.
 
 Large tensors are mapped by the system and stay untouched but where the kernels go. The overflow
-assertions of the interpreter (sanitizer.py) are on, so a 32-bit product is found even where it would
-wrap unharmed.
+assertions of the interpreter (sanitizer.py) are on, so a 32-bit product is found even where it
+would wrap unharmed.
 """
 
 from contextlib import contextmanager
