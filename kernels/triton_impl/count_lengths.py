@@ -58,15 +58,15 @@ def count_lengths_kernel(
     length = tl.load(cu_seqlens + sequence + 1) - begin
     ids += begin.to(tl.int64)
     lane = tl.arange(0, BLOCK)
-    start = begin * 0
-    total = start + _NONE  # tokens up to and with the first EOS
-    think = start + _NONE
+    start = tl.full((), 0, tl.int32)
+    total = tl.full((), _NONE, tl.int32)  # tokens up to and with the first EOS
+    think = tl.full((), _NONE, tl.int32)
     while (start < length) & (total == _NONE):
         at = start + lane
         token = tl.load(ids + at, mask=at < length, other=0)
         end = tl.where((at < length) & (token == EOS), at + 1, _NONE)
         total = tl.min(end, 0)
-        hit = at + WIDTH <= length
+        hit = at < length  # one that leaves the sequence ends beyond n_total, and is none
         for i in tl.static_range(WIDTH):
             token = tl.load(ids + at + i, mask=at + i < length, other=0)
             hit = hit & (token == PATTERN[i])

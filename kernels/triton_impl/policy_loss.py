@@ -39,7 +39,9 @@ def policy_loss(
     """(loss [], d loss/d logprob [R], d loss/d entropy [R], stats [6]); see ops.policy_loss."""
     rows, device = logprob.shape[0], logprob.device
     inputs = (logprob, old, ref, entropy, advantage, seq_weight, seq_ids)
-    d_logprob, d_entropy = torch.empty(2, rows, dtype=torch.float32, device=device).unbind()
+    d_logprob, d_entropy = (
+        torch.empty_like(logprob, memory_format=torch.contiguous_format) for _ in range(2)
+    )
     programs = triton.cdiv(rows, _BLOCK)
     partials = torch.empty(7, programs, dtype=torch.float32, device=device)
     policy_loss_kernel[(programs,)](
@@ -57,9 +59,9 @@ def policy_loss(
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
-    sums = torch.empty(7, dtype=torch.float32, device=device)
-    policy_loss_sums_kernel[(1,)](partials, sums, programs, BLOCK=_BLOCK, num_warps=_WARPS)
-    return sums[6], d_logprob, d_entropy, sums[:6]
+    loss, stats = (torch.empty(n, dtype=torch.float32, device=device) for n in ((), 6))
+    policy_loss_sums_kernel[(1,)](partials, loss, stats, programs, BLOCK=_BLOCK, num_warps=_WARPS)
+    return loss, d_logprob, d_entropy, stats
 
 
 @triton.jit
@@ -143,7 +145,7 @@ def policy_loss_kernel(
 
 
 @triton.jit(do_not_specialize=["programs"])
-def policy_loss_sums_kernel(partials, sums, programs, BLOCK: tl.constexpr):
+def policy_loss_sums_kernel(partials, loss, stats, programs, BLOCK: tl.constexpr):
     for which in tl.static_range(7):
         total = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, programs, BLOCK):
@@ -154,6 +156,8 @@ def policy_loss_sums_kernel(partials, sums, programs, BLOCK: tl.constexpr):
             else:
                 total += x
         if which == 1:
-            tl.store(sums + which, max_or_nan(total))
+            tl.store(stats + which, max_or_nan(total))
+        elif which == 6:
+            tl.store(loss, tl.sum(total, 0))
         else:
-            tl.store(sums + which, tl.sum(total, 0))
+            tl.store(stats + which, tl.sum(total, 0))

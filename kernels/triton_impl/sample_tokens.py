@@ -39,7 +39,7 @@ def sample_tokens(
     rows, device = logits.shape[0], logits.device
     logits = unit_columns(logits)
     tokens = torch.empty(rows, dtype=torch.int64, device=device)
-    logprob, cut_logprob = torch.empty(2, rows, dtype=torch.float32, device=device).unbind()
+    logprob, cut_logprob = (torch.empty(rows, dtype=torch.float32, device=device) for _ in range(2))
     sample_tokens_kernel[(rows,)](
         logits,
         logits.stride(0),
@@ -131,8 +131,8 @@ def _threshold(
     BLOCK: tl.constexpr,
 ):
     """The largest key from which on the entries still reach `goal`; at least `certain`."""
-    key = certain * 0
-    one = key + 1
+    key = tl.full((), 0, tl.uint32)
+    one = tl.full((), 1, tl.uint32)
     for bit in range(32):
         trial = key | (one << (31 - bit))
         reached = trial <= certain
@@ -155,10 +155,10 @@ def _cut(
     BLOCK: tl.constexpr,
 ):
     """(threshold, ties): keys above the threshold stay, and the first `ties` that equal it."""
-    key = (vocab_size * 0).to(tl.uint32)
-    ties = (vocab_size * 0 + vocab_size).to(tl.float32)
+    key = tl.full((), 0, tl.uint32)
+    ties = tl.full((), vocab_size, tl.float32)
     if TOP_K:
-        wanted = (vocab_size * 0 + top_k).to(tl.float32)
+        wanted = tl.full((), top_k, tl.float32)
         key = _threshold(row, vocab_size, wanted, key, shift, False, temperature, BLOCK)
         above = _measure(row, vocab_size, key + 1, shift, False, temperature, BLOCK)
         ties = wanted - above

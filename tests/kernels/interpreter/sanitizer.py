@@ -5,6 +5,8 @@ Right bfloat16: it casts float32 to bfloat16 by truncation, multiplies `tl.dot` 
 widens its operands (as a tensor core's products are exact in float32), and any other arithmetic on
 bfloat16 is an error: the kernels widen as they load.
 
+NaN: `tl.maximum` and `tl.minimum` drop it here, as the hardware's do; NumPy's keep it.
+
 Memory: every address that a program reads or writes must lie in a tensor the launch was given, and
 what one program writes no other may read or write. So out-of-bounds accesses and races, which on a
 GPU would show at times, are errors at once. Float atomics are errors.
@@ -153,6 +155,14 @@ def exact_bfloat16() -> list[Patch]:
     ]
 
 
+def hardware_max() -> list[Patch]:
+    """The larger of a number and NaN is the number."""
+    return [
+        (InterpreterBuilder, "create_maxnumf", lambda self, a, b: self.binary_op(a, b, np.fmax)),
+        (InterpreterBuilder, "create_minnumf", lambda self, a, b: self.binary_op(a, b, np.fmin)),
+    ]
+
+
 def watched_memory() -> list[Patch]:
     """Each load and store is noted in the Launch it belongs to."""
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
@@ -193,6 +203,7 @@ def sanitized() -> Iterator[None]:
     """Within, the interpreter is as this module's docstring says."""
     overflow = (interpreter_builder, "options", InterpreterOptions(debug=True))
     with ExitStack() as stack:
-        for owner, name, value in (*exact_bfloat16(), *watched_memory(), overflow):
+        patches = (*exact_bfloat16(), *hardware_max(), *watched_memory(), overflow)
+        for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value))
         yield

@@ -86,6 +86,21 @@ def test_policy_loss_without_reference_or_entropy():
     check_loss(strided, "k3")
 
 
+def test_kl_of_small_differences_does_not_cancel():
+    """k3 of 1e-4 is 5e-9: e^d − 1 − d in float32 would be all rounding."""
+    zero, one = torch.zeros(16), torch.ones(1)
+    near, weight, ids = zero + 1e-4, one / 16, torch.zeros(16, dtype=torch.int32)
+    order = (0.2, 0.2, 1.0, "k3", 0.0)
+    loss, slope, _, stats = policy_loss.policy_loss(
+        zero, near, near, None, zero[:1], weight, ids, *order
+    )
+    k3 = 1e-4**2 / 2 + 1e-4**3 / 6
+    assert loss.item() == pytest.approx(k3, rel=1e-5)
+    assert stats[2].item() == pytest.approx(16 * k3, rel=1e-5)
+    assert stats[3].item() == pytest.approx(16 * (k3 - 1e-4**3 / 3), rel=1e-5)
+    assert slope.tolist() == pytest.approx([-(1e-4 + k3) / 16] * 16, rel=1e-6)
+
+
 def test_policy_loss_shows_a_live_nan():
     logprob, *rest = loss_inputs(17, 1)
     rest[4] = torch.ones(1)
@@ -128,6 +143,7 @@ def test_ties(monkeypatch, top_k, top_p):
     logits[:, ::2] = -0.0
     logits[2:, 60:] = 1.0
     check_sampling(logits, 1.0, top_k, top_p)
+    assert check_sampling(logits, 0.0).tolist() == [0, 0, 60, 60]
 
 
 def test_padding_and_strides_and_bfloat16():

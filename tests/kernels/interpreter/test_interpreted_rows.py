@@ -68,6 +68,13 @@ def test_padded_vocabulary(small_tiles, vocab, dtype):
     whole = draw(3, 300, dtype=dtype, scale=3.0)
     check_logits(whole[:, :257], pick(3, vocab), 0.6, vocab=vocab)
     check_logits(whole.t().contiguous().t(), pick(3, vocab), 0.6, vocab=vocab)
+    whole[1, 100] = torch.nan  # the padding's gradient is 0 even so
+    targets, grad = pick(3, vocab), draw(3)
+    _, _, stats = logprob_rows.logprob_from_logits(whole, targets, 0.6, vocab)
+    d_logits = logprob_rows.logprob_from_logits_backward(
+        grad, None, whole, targets, stats, 0.6, vocab
+    )
+    assert d_logits[1, :vocab].isnan().any() and d_logits[:, vocab:].eq(0).all()
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -78,3 +78,15 @@ def test_bfloat16_rounds_to_nearest_even():
     round_kernel[(1,)](x, out)
     assert out[:3].tolist() == [1.0, 1 + 2**-6, 1 + 2**-7] and out[3].isnan()
     assert to_bfloat16(np.float32([1.0])).tolist() == [0x3F80]
+
+
+@triton.jit
+def maximum_kernel(x, out):
+    lane = tl.arange(0, 2)
+    tl.store(out + lane, tl.maximum(tl.load(x + lane), 1.0))
+
+
+def test_maximum_drops_nan():
+    out = torch.empty(2)
+    maximum_kernel[(1,)](torch.tensor([torch.nan, 2.0]), out)
+    assert out.tolist() == [1.0, 2.0]
