@@ -29,6 +29,7 @@ from kernels.torch_ref import (
     elementwise,
     lcpo_advantage,
     linear_logprob,
+    linear_policy_loss,
     policy_loss,
     sample_tokens,
 )
@@ -63,6 +64,20 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             linear_logprob.backward, rows_kernel=_triton("logprob_rows.logprob_rows_backward")
         ),
     },
+    "linear_policy_loss": {
+        "torch": linear_policy_loss.linear_policy_loss,
+        "cpp": partial(
+            linear_policy_loss.linear_policy_loss,
+            rows_kernel=cpp_logprob_rows.logprob_rows,
+            rows_backward=cpp_logprob_rows.logprob_rows_backward,
+        ),
+        "triton": partial(
+            linear_policy_loss.linear_policy_loss,
+            rows_kernel=_triton("logprob_rows.logprob_rows"),
+            rows_backward=_triton("logprob_rows.logprob_rows_backward"),
+            loss_kernel=_triton("policy_loss.policy_loss"),
+        ),
+    },
     "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
     "count_lengths": {
         "torch": count_lengths.count_lengths,
@@ -94,6 +109,7 @@ CPP_DTYPES = {
     "sample_tokens": cpp_sample_tokens.DTYPES,
     "linear_logprob": cpp_logprob_rows.DTYPES,
     "linear_logprob_backward": cpp_logprob_rows.DTYPES,
+    "linear_policy_loss": cpp_logprob_rows.DTYPES,
 }
 
 # A list and not a ContextVar: autograd's device threads, where backward passes run, would not

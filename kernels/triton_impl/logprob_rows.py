@@ -1,8 +1,8 @@
 """Log-probability and entropy of rows of logits, and the gradient by them.
 
-    z = x / T;  m = max z;  s = Σ e^(z − m);  E = Σ e^(z − m) (z − m) / s
-    logprob = z_target − m − log s;  entropy = log s − E
-    dx_j = [g_logp (δ_j − p_j) + g_ent p_j (E[z] − z_j)] / T
+    m = max x;  z = (x − m) / T;  s = Σ e^z;  E = Σ e^z z / s
+    logprob = z_target − log s;  entropy = log s − E;  stats = m, log s, E
+    dx_j = [g_logp (δ_j − p_j) + g_ent p_j (E − z_j)] / T
 
 Forward: one program a row, one pass. Each tile is folded into a running max, kept once for the row,
 and into sums kept for each lane, so that a tile costs one reduction (its max) and one exponential
@@ -115,17 +115,22 @@ def _gradient(
 
 
 @triton.jit
+def _tempered(x, m, scale: tl.constexpr):
+    """(x − m) · scale; far below any exponent instead of −inf, so that 0 · z is 0."""
+    z = (x - m) * scale
+    return tl.where(z < LOWEST, LOWEST, z)  # not a maximum, which would drop NaN
+
+
+@triton.jit
 def _fold(x, scale: tl.constexpr, m, s, w):
     """The running max of the row and each lane's sums, after one more tile x of float32 logits."""
-    z = x * scale
-    top = tl.maximum(m, tl.max(z, 0))
+    top = tl.maximum(m, tl.max(x, 0))
     safe = tl.where(top == float("-inf"), 0.0, top)  # nothing but -inf so far: -inf − -inf is NaN
-    moved = tl.where(m == float("-inf"), 0.0, m - safe)
+    moved = tl.where(m == float("-inf"), 0.0, m - safe) * scale
     keep = tl.exp(moved)
-    d = z - safe
-    d = tl.where(d < LOWEST, LOWEST, d)  # not a maximum, which would drop NaN
-    e = tl.exp(d)
-    return top, s * keep + e, (w + s * moved) * keep + e * d
+    z = _tempered(x, safe, scale)
+    e = tl.exp(z)
+    return top, s * keep + e, (w + s * moved) * keep + e * z
 
 
 @triton.jit
@@ -148,9 +153,8 @@ def logprob_forward_kernel(
         m, s, w = _fold(x.to(tl.float32), scale, m, s, w)
     total = tl.sum(s, 0)
     log_total = tl.log(total)
-    target = tl.load(logits + tl.load(targets + row)).to(tl.float32) * scale - m
-    target = tl.where(target < LOWEST, LOWEST, target)
-    tl.store(logprob + row, target - log_total)
+    target = tl.load(logits + tl.load(targets + row)).to(tl.float32)
+    tl.store(logprob + row, _tempered(target, m, scale) - log_total)
     tl.store(stats + row * 3, m)
     tl.store(stats + row * 3 + 1, log_total)
     tl.store(stats + row * 3 + 2, tl.sum(w, 0) / total)
@@ -159,10 +163,9 @@ def logprob_forward_kernel(
 @triton.jit
 def _slope(x, is_target, m, log_total, mean, g_logprob, g_entropy, scale: tl.constexpr):
     """d/dx of g_logprob · logprob + g_entropy · entropy."""
-    d = x * scale - m
-    d = tl.where(d < LOWEST, LOWEST, d)
-    p = tl.exp(d - log_total)
-    dz = p * (g_entropy * (mean - d) - g_logprob)
+    z = _tempered(x, m, scale)
+    p = tl.exp(z - log_total)
+    dz = p * (g_entropy * (mean - z) - g_logprob)
     return (dz + tl.where(is_target, g_logprob, 0.0)) * scale
 
 

@@ -120,6 +120,22 @@ def test_rewards_and_loss():
     check_gradients([loss], logprob, entropy)
 
 
+def test_linear_policy_loss():
+    hidden, weight = cuda(ROWS, HIDDEN, grad=True), cuda(VOCABULARY, HIDDEN, grad=True)
+    loss, stats = kernels.linear_policy_loss(
+        *(hidden, weight, i64(ROWS), f32(ROWS), f32(ROWS), f32(64), f32(64), i32(ROWS)),
+        temperature=0.6,
+        clip_low=0.2,
+        clip_high=0.2,
+        kl_coef=0.001,
+        kl_grad="k3",
+        entropy_coef=0.001,
+    )
+    for x in (loss, *stats):
+        check(x, (), torch.float32)
+    check_gradients([loss], hidden, weight)
+
+
 def test_sample_tokens():
     logits = cuda(256, VOCABULARY)
     drawn = kernels.sample_tokens(

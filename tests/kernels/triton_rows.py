@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.torch_ref import linear_logprob as ref
 from kernels.triton_impl import logprob_rows, rms_norm, rope, swiglu
-from tests.kernels.three_way import assert_three_way
+from tests.kernels.three_way import assert_three_way, error
 
 
 def draw(*shape: int, dtype=torch.float32, device="cpu", seed=0, scale=1.0) -> Tensor:
@@ -81,6 +82,13 @@ def check_logits(logits, targets, temperature, grads=None, vocab=None):
         found, stats = logprob_rows.logprob_rows(work, targets, temperature)
         logprob_rows.logprob_rows_backward(work, targets, stats, *grads, temperature)
         assert found.equal(logprob) and work.equal(d_logits)
+        # Statistics mean the same to every backend, and a target of another tile has no δ.
+        _, theirs = ref.logprob_rows(logits, targets, temperature)
+        assert stats[:, 0].equal(theirs[:, 0]) and error(stats, theirs) < 2e-5
+        work, want = logits.clone(), logits.clone()
+        for run, x in ((logprob_rows, work), (ref, want)):
+            run.logprob_rows_backward(x, targets + columns, theirs, *grads, temperature)
+        torch.testing.assert_close(work, want, atol=2e-6, rtol=2.0**-7)
 
 
 def check_rms_norm(x, residual, weight, grads, eps=1e-6):

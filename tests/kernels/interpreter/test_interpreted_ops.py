@@ -78,3 +78,25 @@ def test_policy_loss_has_a_gradient():
         found.append([loss, *stats, *(x.grad for x in leaves)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_linear_policy_loss():
+    found = []
+    old, ref, _, advantage, weight, seq_ids = loss_inputs(17, 5)[1:]
+    for backend in ("triton", "torch"):
+        hidden, head = draw(17, 16).requires_grad_(), draw(129, 16, seed=1).requires_grad_()
+        with kernels.override(f"linear_policy_loss={backend}"):
+            loss, stats = kernels.linear_policy_loss(
+                *(hidden, head, torch.arange(17) * 7, old, ref, advantage, weight, seq_ids),
+                temperature=0.6,
+                clip_low=0.2,
+                clip_high=0.2,
+                kl_coef=0.1,
+                kl_grad="k3",
+                entropy_coef=0.1,
+                chunk_tokens=6,
+            )
+        loss.backward()
+        found.append([loss, *stats, hidden.grad, head.grad])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
