@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "kernel_resources.md"
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 # Registers a thread. 80 let 24 warps of a multiprocessor's 64 run, 64 let 32 and 40 let 48: enough
-# to hide memory latency. The sampler and the loss compute more than they load.
+# to hide memory latency. The sampler computes more than it loads.
 BUDGET = {
     "logprob_forward": 80,
     "logprob_backward": 64,
@@ -33,7 +33,7 @@ BUDGET = {
     "sample_tokens": 128,
     "count_lengths": 40,
     "lcpo_advantage": 64,
-    "policy_loss": 104,
+    "policy_loss": 72,
     "policy_loss_sums": 40,
 }
 # Bound by memory, so their loads must be 128 bits wide. The others read some kilobytes.
