@@ -45,12 +45,13 @@ _log = logging.getLogger("kernels")
 
 def _triton(path: str) -> Callable:
     """`module.function` of kernels.triton_impl, imported at its first call: triton loads slowly."""
+    module, name = path.split(".")
 
-    def run(*arguments: object, **settings: object) -> object:
-        module, name = path.split(".")
-        return getattr(importlib.import_module(f"kernels.triton_impl.{module}"), name)(
-            *arguments, **settings
-        )
+    def run(*arguments: object) -> object:
+        kernel = getattr(importlib.import_module(f"kernels.triton_impl.{module}"), name)
+        # Triton launches on the current device, which need not be that of the tensors.
+        with torch.cuda.device_of(next(x for x in arguments if isinstance(x, torch.Tensor))):
+            return kernel(*arguments)
 
     return run
 
@@ -60,10 +61,14 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "linear_logprob": {
         "torch": linear_logprob.forward,
         "cpp": partial(linear_logprob.forward, rows_kernel=cpp_logprob_rows.logprob_rows),
+        "triton": partial(linear_logprob.forward, rows_kernel=_triton("logprob_rows.logprob_rows")),
     },
     "linear_logprob_backward": {
         "torch": linear_logprob.backward,
         "cpp": partial(linear_logprob.backward, rows_kernel=cpp_logprob_rows.logprob_rows_backward),
+        "triton": partial(
+            linear_logprob.backward, rows_kernel=_triton("logprob_rows.logprob_rows_backward")
+        ),
     },
     "linear_policy_loss": {
         "torch": linear_policy_loss.linear_policy_loss,
@@ -72,17 +77,31 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             rows_kernel=cpp_logprob_rows.logprob_rows,
             rows_backward=cpp_logprob_rows.logprob_rows_backward,
         ),
+        "triton": partial(
+            linear_policy_loss.linear_policy_loss,
+            rows_kernel=_triton("logprob_rows.logprob_rows"),
+            rows_backward=_triton("logprob_rows.logprob_rows_backward"),
+            loss_kernel=_triton("policy_loss.policy_loss"),
+        ),
     },
     "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
     "count_lengths": {
         "torch": count_lengths.count_lengths,
         "cpp": cpp_count_lengths.count_lengths,
+        "triton": _triton("count_lengths.count_lengths"),
     },
-    "lcpo_advantage": {"torch": lcpo_advantage.lcpo_advantage},
-    "policy_loss": {"torch": policy_loss.policy_loss},
+    "lcpo_advantage": {
+        "torch": lcpo_advantage.lcpo_advantage,
+        "triton": _triton("lcpo_advantage.lcpo_advantage"),
+    },
+    "policy_loss": {
+        "torch": policy_loss.policy_loss,
+        "triton": _triton("policy_loss.policy_loss"),
+    },
     "sample_tokens": {
         "torch": sample_tokens.sample_tokens,
         "cpp": cpp_sample_tokens.sample_tokens,
+        "triton": _triton("sample_tokens.sample_tokens"),
     },
     "rms_norm": {"torch": elementwise.rms_norm},
     "rope": {"torch": elementwise.rope},
@@ -191,7 +210,8 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
         device_type == "cuda" and (op != "paged_decode_attention" or cuda_impl.flash_attn())
     ):
         able.remove("cuda")
-    if "triton" in able and not (device_type == "cuda" or _interpreted()):
+    # Triton's kernels compute in float32; float64, which is for gradient checks, goes to torch.
+    if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
     if "cpp" in able and not (
         device_type == "cpu" and dtype in CPP_DTYPES.get(op, (dtype,)) and cpp_impl.library()
@@ -201,9 +221,10 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
 
 
 @functools.cache
-def _interpreted() -> bool:
-    """Triton's interpreter runs on CPU tensors: how the kernels are tested without a GPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _triton_runs(device_type: str) -> bool:
+    """On CUDA; in Triton's interpreter on the CPU, which is how it is tested without a GPU."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return (device_type == "cuda" or interpreted) and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

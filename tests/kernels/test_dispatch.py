@@ -39,6 +39,8 @@ def test_automatic_choice(cpp):
         "varlen_attention",
         "varlen_attention_backward",
     }
+    assert all((cuda[op] == "triton") == ("triton" in dispatch.IMPLEMENTATIONS[op]) for op in cuda)
+    assert "triton" not in kernels.active_backends("cuda", torch.float64).values()
     assert kernels.active_backends(dtype=torch.float64)["linear_logprob"] == "torch"
 
 
@@ -63,6 +65,18 @@ def test_explicit_choice_that_cannot_run():
         pytest.raises(ValueError, match="cannot run sample_tokens on cuda"),
     ):
         dispatch.select("sample_tokens", torch.device("cuda"), torch.float32)
+    with (
+        kernels.override("sample_tokens=triton"),
+        pytest.raises(ValueError, match=r"'triton' cannot run sample_tokens on cpu"),
+    ):
+        dispatch.select("sample_tokens", CPU, torch.float32)
+
+
+def test_without_triton_cuda_takes_torch(monkeypatch):
+    dispatch._triton_runs.cache_clear()
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert dispatch._able("sample_tokens", "cuda", torch.float32) == ["torch"]
+    dispatch._triton_runs.cache_clear()
 
 
 @pytest.mark.parametrize(
