@@ -1,9 +1,10 @@
 """Which implementation of an op runs: {op: {backend: implementation}}.
 
-Automatic: Triton for CUDA tensors, the compiled C++ library for CPU tensors where it is loaded, and
-torch where neither has the op. Explicit: `LCPO_BACKEND` in the environment or `override(...)`,
-either one backend for all ops ("torch") or some by name ("sample_tokens=torch,count_lengths=cpp").
-An explicit choice that cannot run raises and says what can.
+Automatic: an attention library or Triton for CUDA tensors, the compiled C++ library for CPU tensors
+where it is loaded, and torch where none of them has the op. Explicit: `LCPO_BACKEND` in the
+environment or `override(...)`, either one backend for all ops ("torch") or some by name
+("sample_tokens=torch,count_lengths=cpp"). An explicit choice that cannot run raises and says what
+can.
 """
 
 from __future__ import annotations
@@ -20,20 +21,25 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels import cpp_impl
+from kernels import cpp_impl, cuda_impl
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
+from kernels.cpp_impl import paged_decode_attention as cpp_paged_decode_attention
 from kernels.cpp_impl import product as cpp_product
 from kernels.cpp_impl import sample_tokens as cpp_sample_tokens
+from kernels.cpp_impl import varlen_attention as cpp_varlen_attention
+from kernels.cuda_impl import paged_decode_attention as cuda_paged_decode_attention
+from kernels.cuda_impl import varlen_attention as cuda_varlen_attention
 from kernels.torch_ref import (
-    attention,
     count_lengths,
     elementwise,
     lcpo_advantage,
     linear_logprob,
     linear_policy_loss,
+    paged_decode_attention,
     policy_loss,
     sample_tokens,
+    varlen_attention,
 )
 
 _log = logging.getLogger("kernels")
@@ -41,12 +47,13 @@ _log = logging.getLogger("kernels")
 
 def _triton(path: str) -> Callable:
     """`module.function` of kernels.triton_impl, imported at its first call: triton loads slowly."""
+    module, name = path.split(".")
 
-    def run(*arguments: object, **settings: object) -> object:
-        module, name = path.split(".")
-        return getattr(importlib.import_module(f"kernels.triton_impl.{module}"), name)(
-            *arguments, **settings
-        )
+    def run(*arguments: object) -> object:
+        kernel = getattr(importlib.import_module(f"kernels.triton_impl.{module}"), name)
+        # Triton launches on the current device, which need not be that of the tensors.
+        with torch.cuda.device_of(next(x for x in arguments if isinstance(x, torch.Tensor))):
+            return kernel(*arguments)
 
     return run
 
@@ -59,10 +66,11 @@ def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
 
 
 IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
-    # The products stay with torch's GEMM; C++ replaces the passes over the rows of logits.
+    # Products are torch's, but for what it lacks (_product); C++ and Triton pass over the rows.
     "linear_logprob": {
         "torch": linear_logprob.forward,
         "cpp": partial(linear_logprob.forward, rows_kernel=cpp_logprob_rows.logprob_rows),
+        "triton": partial(linear_logprob.forward, rows_kernel=_triton("logprob_rows.logprob_rows")),
     },
     "linear_logprob_backward": {
         "torch": linear_logprob.backward,
@@ -70,6 +78,9 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             linear_logprob.backward,
             rows_kernel=cpp_logprob_rows.logprob_rows_backward,
             product=_product,
+        ),
+        "triton": partial(
+            linear_logprob.backward, rows_kernel=_triton("logprob_rows.logprob_rows_backward")
         ),
     },
     "linear_policy_loss": {
@@ -80,31 +91,64 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             rows_backward=cpp_logprob_rows.logprob_rows_backward,
             product=_product,
         ),
+        "triton": partial(
+            linear_policy_loss.linear_policy_loss,
+            rows_kernel=_triton("logprob_rows.logprob_rows"),
+            rows_backward=_triton("logprob_rows.logprob_rows_backward"),
+            loss_kernel=_triton("policy_loss.policy_loss"),
+        ),
     },
     "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
     "count_lengths": {
         "torch": count_lengths.count_lengths,
         "cpp": cpp_count_lengths.count_lengths,
+        "triton": _triton("count_lengths.count_lengths"),
     },
-    "lcpo_advantage": {"torch": lcpo_advantage.lcpo_advantage},
-    "policy_loss": {"torch": policy_loss.policy_loss},
+    "lcpo_advantage": {
+        "torch": lcpo_advantage.lcpo_advantage,
+        "triton": _triton("lcpo_advantage.lcpo_advantage"),
+    },
+    "policy_loss": {
+        "torch": policy_loss.policy_loss,
+        "triton": _triton("policy_loss.policy_loss"),
+    },
     "sample_tokens": {
         "torch": sample_tokens.sample_tokens,
         "cpp": cpp_sample_tokens.sample_tokens,
+        "triton": _triton("sample_tokens.sample_tokens"),
     },
     "rms_norm": {"torch": elementwise.rms_norm},
     "rope": {"torch": elementwise.rope},
     "swiglu": {"torch": elementwise.swiglu},
-    "varlen_attention": {"torch": attention.varlen_attention},
-    "decode_attention": {"torch": attention.decode_attention},
+    "varlen_attention": {
+        "torch": varlen_attention.forward,
+        "cpp": cpp_varlen_attention.forward,
+        "cuda": cuda_varlen_attention.forward,
+    },
+    "varlen_attention_backward": {
+        "torch": varlen_attention.backward,
+        "cpp": cpp_varlen_attention.backward,
+        "cuda": cuda_varlen_attention.backward,
+    },
+    "paged_decode_attention": {
+        "torch": paged_decode_attention.paged_decode_attention,
+        "cpp": cpp_paged_decode_attention.paged_decode_attention,
+        "cuda": partial(
+            cuda_paged_decode_attention.paged_decode_attention,
+            otherwise=paged_decode_attention.paged_decode_attention,
+        ),
+    },
 }
-BACKENDS = ("triton", "cpp", "torch")  # in order of preference
+BACKENDS = ("cuda", "triton", "cpp", "torch")  # in order of preference
 # Dtypes that the C++ kernels take, where not all that the op does.
 CPP_DTYPES = {
     "sample_tokens": cpp_sample_tokens.DTYPES,
     "linear_logprob": cpp_logprob_rows.DTYPES,
     "linear_logprob_backward": cpp_logprob_rows.DTYPES,
     "linear_policy_loss": cpp_logprob_rows.DTYPES,
+    "varlen_attention": cpp_varlen_attention.DTYPES,
+    "varlen_attention_backward": cpp_varlen_attention.DTYPES,
+    "paged_decode_attention": cpp_paged_decode_attention.DTYPES,
 }
 
 # A list and not a ContextVar: autograd's device threads, where backward passes run, would not
@@ -176,7 +220,12 @@ def active_backends(
 def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     """Backends that can run `op` on such tensors, the preferred one first."""
     able = [name for name in BACKENDS if name in IMPLEMENTATIONS[op]]
-    if "triton" in able and not (device_type == "cuda" or _interpreted()):
+    if "cuda" in able and not (
+        device_type == "cuda" and (op != "paged_decode_attention" or cuda_impl.flash_attn())
+    ):
+        able.remove("cuda")
+    # Triton's kernels compute in float32; float64, which is for gradient checks, goes to torch.
+    if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
     if "cpp" in able and not (
         device_type == "cpu" and dtype in CPP_DTYPES.get(op, (dtype,)) and cpp_impl.library()
@@ -186,9 +235,10 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
 
 
 @functools.cache
-def _interpreted() -> bool:
-    """Triton's interpreter runs on CPU tensors: how the kernels are tested without a GPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _triton_runs(device_type: str) -> bool:
+    """On CUDA; in Triton's interpreter on the CPU, which is how it is tested without a GPU."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return (device_type == "cuda" or interpreted) and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

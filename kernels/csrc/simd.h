@@ -2,7 +2,7 @@
 //
 // Functions marked LCPO_CLONES are compiled for several x86 levels and picked at load time, so one
 // build runs everywhere. Sums keep a fixed number of lanes and the build forbids contraction to
-// FMA, so all levels give the same bits.
+// FMA, so all levels give the same bits (gemm.cpp is the exception).
 #pragma once
 
 #include <cstdint>

@@ -34,7 +34,13 @@ def test_automatic_choice(cpp):
     assert set(chosen) == set(dispatch.IMPLEMENTATIONS)
     assert chosen["sample_tokens"] == chosen["count_lengths"] == "cpp"
     assert chosen["rms_norm"] == "torch"
-    assert set(kernels.active_backends("cuda").values()) == {"torch"}
+    cuda = kernels.active_backends("cuda")
+    assert {op for op in cuda if cuda[op] == "cuda"} == {
+        "varlen_attention",
+        "varlen_attention_backward",
+    }
+    assert all((cuda[op] == "triton") == ("triton" in dispatch.IMPLEMENTATIONS[op]) for op in cuda)
+    assert "triton" not in kernels.active_backends("cuda", torch.float64).values()
     assert kernels.active_backends(dtype=torch.float64)["linear_logprob"] == "torch"
 
 
@@ -59,6 +65,18 @@ def test_explicit_choice_that_cannot_run():
         pytest.raises(ValueError, match="cannot run sample_tokens on cuda"),
     ):
         dispatch.select("sample_tokens", torch.device("cuda"), torch.float32)
+    with (
+        kernels.override("sample_tokens=triton"),
+        pytest.raises(ValueError, match=r"'triton' cannot run sample_tokens on cpu"),
+    ):
+        dispatch.select("sample_tokens", CPU, torch.float32)
+
+
+def test_without_triton_cuda_takes_torch(monkeypatch):
+    dispatch._triton_runs.cache_clear()
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert dispatch._able("sample_tokens", "cuda", torch.float32) == ["torch"]
+    dispatch._triton_runs.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +84,7 @@ def test_explicit_choice_that_cannot_run():
     [
         (
             "numpy",
-            r"unknown backend 'numpy' in choice 'numpy'; there are \('triton', 'cpp'",
+            r"unknown backend 'numpy' in choice 'numpy'; there are \('cuda', 'triton'",
         ),
         ("sample=torch", "unknown op 'sample'"),
         ("sample_tokens=", "unknown backend ''"),

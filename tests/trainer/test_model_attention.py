@@ -15,6 +15,7 @@ SIZES = {
     "head_dim": 12,
     "max_position_embeddings": 64,
 }
+PAGE = 8
 LENGTHS = (1, 2, 64, 17)  # the shortest ones, the longest the model has positions for
 
 
@@ -88,19 +89,22 @@ def test_prefill_and_cached_decode_equal_the_full_forward(model):
     config, prompts, steps, capacity = model.config, (4, 1, 11), 9, 24
     batch = sequences([prompt + steps for prompt in prompts])
     # Slots not yet written must not matter: an earlier, larger request may have used them.
-    shape = (config.num_hidden_layers, 3, capacity, config.num_key_value_heads, config.head_dim)
-    cache_k, cache_v = torch.full((2, *shape), 1e4)
+    pages = capacity // PAGE
+    shape = (config.num_hidden_layers, 3 * pages, PAGE, config.num_key_value_heads, config.head_dim)
+    cache_k, cache_v = torch.full((2, *shape), torch.nan)
+    block_table = torch.randperm(3 * pages).int().view(3, pages)
     kv = []
     hidden = packed_hidden(model, [s[:p] for s, p in zip(batch, prompts, strict=True)], kv)
     for layer, (k, v) in enumerate(kv):
         for row, (k_row, v_row) in enumerate(zip(k.split(prompts), v.split(prompts), strict=True)):
-            cache_k[layer, row, : prompts[row]] = k_row
-            cache_v[layer, row, : prompts[row]] = v_row
+            for t in range(prompts[row]):
+                at = block_table[row, t // PAGE], t % PAGE
+                cache_k[layer][at], cache_v[layer][at] = k_row[t], v_row[t]
     rows = [[part] for part in hidden.split(prompts)]
     lengths = torch.tensor(prompts, dtype=torch.int32)
     for _ in range(steps):
         ids = torch.stack([s[n] for s, n in zip(batch, lengths.tolist(), strict=True)])
-        attend = CachedAttention(cache_k, cache_v, lengths, config.attention_scale)
+        attend = CachedAttention(cache_k, cache_v, block_table, lengths, config.attention_scale)
         hidden = model(ids, lengths.long(), attend)
         for row, new in zip(rows, hidden.split(1), strict=True):
             row.append(new)
@@ -117,20 +121,20 @@ def test_cached_decode_does_not_depend_on_its_batch(model):
     lengths, ids = torch.tensor([3, 15, 8]), torch.tensor([7, 8, 9])
 
     def decode(rows):
-        caches = cache_k[:, rows].clone(), cache_v[:, rows].clone()
-        attend = CachedAttention(*caches, lengths[rows], config.attention_scale)
+        caches = cache_k.clone(), cache_v.clone()
+        block_table = torch.tensor(rows, dtype=torch.int32)[:, None]
+        attend = CachedAttention(*caches, block_table, lengths[rows], config.attention_scale)
         return model(ids[rows], lengths[rows], attend)
 
     together = decode([0, 1, 2])
     assert_close(torch.cat([decode([row]) for row in range(3)]), together)
 
 
-def test_full_cache_is_an_error(model):
-    config = model.config
-    shape = (config.num_hidden_layers, 1, 4, config.num_key_value_heads, config.head_dim)
-    attend = CachedAttention(torch.zeros(shape), torch.zeros(shape), torch.tensor([4]), 1.0)
-    with torch.no_grad(), pytest.raises(IndexError):
-        model(torch.tensor([1]), torch.tensor([4]), attend)
+def test_full_cache_is_an_error():
+    shape = (2, 1, 4, 2, 12)
+    table = torch.zeros(1, 1, dtype=torch.int32)
+    with pytest.raises(IndexError):
+        CachedAttention(torch.zeros(shape), torch.zeros(shape), table, torch.tensor([4]), 1.0)
 
 
 def test_initial_weights_depend_on_the_seed_only():

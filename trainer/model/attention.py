@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kernels import decode_attention, varlen_attention
+from kernels import paged_decode_attention, varlen_attention
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -25,7 +25,7 @@ class PackedAttention:
     prefill moves them to its cache.
     """
 
-    cu_seqlens: Tensor  # int32 [B + 1], best on the CPU: varlen_attention may read its values
+    cu_seqlens: Tensor  # int32 [B + 1], on the CPU or with q
     max_seqlen: int
     scale: float
     kv: list[tuple[Tensor, Tensor]] | None = None
@@ -41,26 +41,31 @@ class PackedAttention:
 class CachedAttention:
     """One new token for each of B sequences: writes its k, v to the cache, attends over all.
 
-    `lengths` are the tokens already cached, so the new ones go to column `lengths` and the caller
-    raises its own count by one after the forward pass. Inference only: the cache is written in
-    place. Slots not yet written must be finite (zeros, or left from an earlier sequence). A
-    sequence whose cache is full (lengths == S) is the caller's mistake: IndexError on the CPU.
+    Position t of row b lies in page block_table[b, t // page], slot t % page; a dense cache has one
+    page of all slots a row. `lengths` are the tokens already cached, so the new ones go to position
+    `lengths` and the caller raises its own count by one after the forward pass. Inference only: the
+    cache is written in place. A sequence without a page for its new token is the caller's mistake:
+    IndexError on the CPU.
     """
 
-    cache_k: Tensor  # [L, B, S, Hkv, D]
-    cache_v: Tensor  # [L, B, S, Hkv, D]
+    cache_k: Tensor  # [L, P, page, Hkv, D]
+    cache_v: Tensor  # [L, P, page, Hkv, D]
+    block_table: Tensor  # int32 [B, N], entries in [0, P)
     lengths: Tensor  # int32 or int64 [B]
     scale: float
-    _at: tuple[Tensor, Tensor] = field(init=False)  # int64 [B] each: row and column to write
-    _attended: Tensor = field(init=False)  # [B], the new token included
+    _at: tuple[Tensor, Tensor] = field(init=False)  # int64 [B] each: page and slot to write
+    _attended: Tensor = field(init=False)  # int32 [B], the new token included
 
     def __post_init__(self) -> None:
         rows = torch.arange(self.lengths.shape[0], device=self.lengths.device)
-        self._at = (rows, self.lengths.long())
-        self._attended = self.lengths + 1  # a copy: the caller may count on in place
+        lengths, page = self.lengths.long(), self.cache_k.shape[2]
+        self._at = (self.block_table[rows, lengths // page].long(), lengths % page)
+        self._attended = (lengths + 1).int()  # a copy: the caller may count on in place
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache_k, cache_v = self.cache_k[layer], self.cache_v[layer]  # [B, S, Hkv, D]
+        cache_k, cache_v = self.cache_k[layer], self.cache_v[layer]  # [P, page, Hkv, D]
         cache_k[self._at] = k
         cache_v[self._at] = v
-        return decode_attention(q, cache_k, cache_v, self._attended, scale=self.scale)
+        return paged_decode_attention(
+            q, cache_k, cache_v, self.block_table, self._attended, scale=self.scale
+        )

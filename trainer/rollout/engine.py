@@ -1,7 +1,7 @@
 """A batched KV-cache sampler on the training weights: no copy, no sync, one model definition.
 
 Requests run in waves of `batch_size` rows. A prompt asked for several times is prefilled once. Rows
-that have ended are squeezed out of the cache when enough have gathered. Caches live inside one
+that have ended are squeezed out of the batch when enough have gathered. Caches live inside one
 `generate` call, so none survives a weight update.
 """
 
@@ -16,7 +16,7 @@ import kernels
 from trainer.model import CachedAttention, Decoder, PackedAttention, mixed
 from trainer.types import Completion
 
-SQUEEZE_BELOW = 0.8  # share of live rows; each squeeze copies the cache, so not at every end
+SQUEEZE_BELOW = 0.8  # share of live rows; below it the ended ones leave the batch
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,15 @@ class _Wave:
     seeds: torch.Tensor  # int64 [B]
     limits: torch.Tensor  # int64 [B], tokens still allowed to each row in all
     lengths: torch.Tensor  # int64 [B], tokens in the cache
-    cache_k: torch.Tensor  # [layers, B, S, Hkv, D]
+    block_table: torch.Tensor  # int32 [B, 1]: one page a row
+    cache_k: torch.Tensor  # [layers, pages, S, Hkv, D]
     cache_v: torch.Tensor
 
     def keep(self, alive: torch.Tensor) -> None:
-        """Squeeze the cache and all row tensors to the rows in `alive` (bool [B])."""
+        """Squeeze all row tensors to the rows in `alive` (bool [B]); the cache stays in place."""
         index = alive.nonzero().squeeze(1)
-        for name in ("rows", "seeds", "limits", "lengths"):
+        for name in ("rows", "seeds", "limits", "lengths", "block_table"):
             setattr(self, name, getattr(self, name)[index])
-        self.cache_k = self.cache_k[:, index]
-        self.cache_v = self.cache_v[:, index]
 
 
 class RolloutEngine:
@@ -128,7 +127,9 @@ class RolloutEngine:
                 last = last[alive]
                 wave.keep(alive)
                 alive = alive[alive]
-            attend = CachedAttention(wave.cache_k, wave.cache_v, wave.lengths, self.scale)
+            attend = CachedAttention(
+                wave.cache_k, wave.cache_v, wave.block_table, wave.lengths, self.scale
+            )
             hidden = self.model(last, wave.lengths, attend)
             wave.lengths = wave.lengths + 1
         return self._completions(tokens, logprobs, used)
@@ -167,11 +168,13 @@ class RolloutEngine:
                 cache[layer, :, : max(sizes)] = by_prompt[source]
             caches.append(cache)
         lengths = torch.tensor(sizes, device=device)[source]
+        rows = torch.arange(len(requests), device=device)
         wave = _Wave(
-            rows=torch.arange(len(requests), device=device),
+            rows=rows,
             seeds=torch.tensor([r.seed for r in requests], device=device),
             limits=torch.tensor([r.max_new_tokens for r in requests], device=device),
             lengths=lengths,
+            block_table=rows[:, None].int(),
             cache_k=caches[0],
             cache_v=caches[1],
         )
