@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 PATH = Path(__file__).with_name("liblcpo_kernels.so")
-ABI_VERSION = 1  # of csrc/api.h; raise both when a signature changes
+ABI_VERSION = 2  # of csrc/api.h; raise both when a signature changes
 
-I32, I64, F32, F64, PTR = (
+BOOL, I32, I64, F32, F64, PTR = (
+    ctypes.c_bool,
     ctypes.c_int32,
     ctypes.c_int64,
     ctypes.c_float,

@@ -9,7 +9,7 @@
 #define LCPO_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature, together with the number in cpp_impl/loading.py.
-#define LCPO_ABI_VERSION 1
+#define LCPO_ABI_VERSION 2
 LCPO_API int32_t lcpo_abi_version();
 
 // Token counts of packed responses: ids [T], cu_seqlens [sequences + 1], outputs [sequences].
@@ -38,3 +38,26 @@ LCPO_API void lcpo_logprob_backward(float* logits, int64_t rows, int64_t columns
                                     float temperature, const int64_t* targets, const float* stats,
                                     const float* grad_logprob, const float* grad_entropy,
                                     int32_t threads);
+
+// varlen_attention: q, out [T, heads, size], k, v [T, kv_heads, size], float32 or bf16,
+// cu_seqlens [sequences + 1] with T last, lse [heads, T] the log sum exp of each row's scores.
+// Contract: kernels/ops/varlen_attention.py.
+LCPO_API void lcpo_varlen_attention_forward(const void* q, const void* k, const void* v,
+                                            bool is_bf16, const int32_t* cu_seqlens,
+                                            int64_t sequences, int64_t heads, int64_t kv_heads,
+                                            int64_t size, float scale, void* out, float* lse,
+                                            int32_t threads);
+LCPO_API void lcpo_varlen_attention_backward(
+    const void* grad_out, const void* q, const void* k, const void* v, const void* out,
+    const float* lse, bool is_bf16, const int32_t* cu_seqlens, int64_t sequences, int64_t heads,
+    int64_t kv_heads, int64_t size, float scale, void* dq, void* dk, void* dv, int32_t threads);
+
+// paged_decode_attention: q, out [rows, heads, size], caches [pages, page_size, kv_heads, size],
+// float32 or bf16, block_table [rows, pages_per_row], cache_seqlens [rows], at least 1.
+// Contract: kernels/ops/paged_decode_attention.py.
+LCPO_API void lcpo_paged_decode_attention(const void* q, const void* k_cache, const void* v_cache,
+                                          bool is_bf16, const int32_t* block_table,
+                                          const int32_t* cache_seqlens, int64_t rows,
+                                          int64_t page_size, int64_t pages_per_row, int64_t heads,
+                                          int64_t kv_heads, int64_t size, float scale, void* out,
+                                          int32_t threads);

@@ -28,6 +28,7 @@ namespace lcpo {
 
 constexpr int LANES = 16;  // floats of one AVX-512 register
 constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr double LOG2E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
 
 LCPO_INLINE float from_bits(uint32_t bits) {
   float value;
@@ -59,6 +60,23 @@ LCPO_INLINE float exp_nonpositive(float x) {
   const float result = x < -87.3f ? 0.0f : p * scale;
   return x == x ? result : x;
 }
+
+// 2**y for -127 <= y <= 1; 0 where y rounds to -127, and NaN stays NaN: clamp -inf first, with
+// clamp_exponent. Degree 5 minimax with p(0) = 1; error below 2 ulp.
+LCPO_INLINE float exp2_clamped(float y) {
+  constexpr float to_integer = 12582912.0f + 127.0f;  // leaves n + 127 in the low bits
+  const float shifted = y + to_integer;
+  const float r = y - (shifted - to_integer);
+  float p = 1.3264713566511364e-3f;
+  p = p * r + 9.671523270838934e-3f;
+  p = p * r + 5.5507338718858164e-2f;
+  p = p * r + 2.402224192311821e-1f;
+  p = p * r + 6.931469774778268e-1f;
+  p = p * r + 1.0f;
+  return p * from_bits(to_bits(shifted) << 23);
+}
+
+LCPO_INLINE float clamp_exponent(float y) { return y < -127.0f ? -127.0f : y; }
 
 // log(x) for normal x > 0; Cephes' logf, error below 2 ulp.
 LCPO_INLINE float log_positive(float x) {

@@ -1,0 +1,25 @@
+// bfloat16 in memory, float32 in registers: kernels are templates over the stored type.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace lcpo {
+
+using bf16 = uint16_t;  // the upper half of a float32
+
+LCPO_INLINE float load(const float* x) { return *x; }
+LCPO_INLINE float load(const bf16* x) { return from_bits(static_cast<uint32_t>(*x) << 16); }
+
+// To the nearest, ties to even; NaN becomes the quiet NaN that torch writes.
+LCPO_INLINE bf16 to_bf16(float value) {
+  const uint32_t bits = to_bits(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<bf16>(value == value ? rounded : 0x7fc0u);
+}
+
+LCPO_INLINE void store(float* x, float value) { *x = value; }
+LCPO_INLINE void store(bf16* x, float value) { *x = to_bf16(value); }
+
+}  // namespace lcpo

@@ -1,0 +1,142 @@
+// Register-blocked products, one build for each width of vector registers.
+//
+// This file is compiled with contraction to FMA, which doubles the rate (see CMakeLists.txt). So results may
+// differ in the last bits between x86 levels with and without FMA, but not with anything else.
+
+#include "gemm.h"
+
+#include <cstring>
+
+#include "simd.h"
+
+#if defined(__clang__)
+#define LCPO_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define LCPO_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, Int4{__VA_ARGS__})
+#endif
+
+namespace lcpo {
+namespace {
+
+typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef float Float4 __attribute__((vector_size(16)));
+typedef float Float8 __attribute__((vector_size(32)));
+typedef float Float16 __attribute__((vector_size(64)));
+
+// MR rows and NR vectors of C in registers: MR · NR sums, NR entries of B and one of A.
+template <class V, int MR, int NR>
+LCPO_INLINE void tile(const Gemm& g, int64_t i0, int64_t j0) {
+  constexpr int64_t W = sizeof(V) / sizeof(float);
+  const float* a = g.transposed ? g.a + i0 : g.a + i0 * g.lda;
+  const int64_t by_row = g.transposed ? 1 : g.lda, by_step = g.transposed ? g.lda : 1;
+  const float* b = g.b + j0;
+  float* c = g.c + i0 * g.ldc + j0;
+  V sum[MR][NR];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; ++j) {
+      if (g.accumulate) {
+        std::memcpy(&sum[i][j], c + i * g.ldc + j * W, sizeof(V));
+      } else {
+        sum[i][j] = V{};
+      }
+    }
+  }
+  for (int64_t p = 0; p < g.k; ++p) {
+    V row[NR];
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; ++j) std::memcpy(&row[j], b + j * W, sizeof(V));
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      const float entry = a[i * by_row];
+#pragma GCC unroll 8
+      for (int j = 0; j < NR; ++j) sum[i][j] += entry * row[j];
+    }
+    a += by_step;
+    b += g.ldb;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; ++j) std::memcpy(c + i * g.ldc + j * W, &sum[i][j], sizeof(V));
+  }
+}
+
+template <class V, int NR>
+LCPO_INLINE void panel(const Gemm& g, int64_t j0) {
+  int64_t i = 0;
+  for (; i + 6 <= g.m; i += 6) tile<V, 6, NR>(g, i, j0);
+  switch (g.m - i) {
+    case 5: return tile<V, 5, NR>(g, i, j0);
+    case 4: return tile<V, 4, NR>(g, i, j0);
+    case 3: return tile<V, 3, NR>(g, i, j0);
+    case 2: return tile<V, 2, NR>(g, i, j0);
+    case 1: return tile<V, 1, NR>(g, i, j0);
+  }
+}
+
+template <class V, int NR>
+LCPO_INLINE void panels(const Gemm& g) {
+  constexpr int64_t W = sizeof(V) / sizeof(float);
+  int64_t j = 0;
+  for (; j + NR * W <= g.n; j += NR * W) panel<V, NR>(g, j);
+  if constexpr (NR == 4) {
+    switch ((g.n - j) / W) {
+      case 3: return panel<V, 3>(g, j);
+      case 2: return panel<V, 2>(g, j);
+      case 1: return panel<V, 1>(g, j);
+    }
+  }
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) void gemm_avx512(const Gemm& g) { panels<Float16, 4>(g); }
+__attribute__((target("avx2,fma"))) void gemm_avx2(const Gemm& g) { panels<Float8, 2>(g); }
+void gemm_plain(const Gemm& g) { panels<Float4, 2>(g); }
+#else
+void gemm_plain(const Gemm& g) { panels<Float4, 4>(g); }
+#endif
+
+// Four rows of four, by two rounds of interleaving rows i and i + 2.
+LCPO_INLINE Float4 low(Float4 x, Float4 y) { return LCPO_SHUFFLE(x, y, 0, 4, 1, 5); }
+LCPO_INLINE Float4 high(Float4 x, Float4 y) { return LCPO_SHUFFLE(x, y, 2, 6, 3, 7); }
+
+using Run = void (*)(const Gemm&);
+
+Run pick() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f")) return gemm_avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return gemm_avx2;
+#endif
+  return gemm_plain;
+}
+
+}  // namespace
+
+void gemm(const Gemm& g) {
+  static const Run run = pick();
+  run(g);
+}
+
+void transpose(const float* in, int64_t rows, int64_t columns, int64_t in_stride, float* out,
+               int64_t out_stride) {
+  for (int64_t c = 0; c < columns; c += 4) {
+    for (int64_t r = 0; r < rows; r += 4) {
+      Float4 x[4], y[4];
+      for (int i = 0; i < 4; ++i) std::memcpy(&x[i], in + (r + i) * in_stride + c, sizeof x[i]);
+      for (int i = 0; i < 2; ++i) {
+        y[2 * i] = low(x[i], x[i + 2]);
+        y[2 * i + 1] = high(x[i], x[i + 2]);
+      }
+      for (int i = 0; i < 2; ++i) {
+        x[2 * i] = low(y[i], y[i + 2]);
+        x[2 * i + 1] = high(y[i], y[i + 2]);
+      }
+      for (int i = 0; i < 4; ++i) std::memcpy(out + (c + i) * out_stride + r, &x[i], sizeof x[i]);
+    }
+  }
+}
+
+}  // namespace lcpo

@@ -1,0 +1,27 @@
+// Small dense products for tiles that lie in cache; float32, row-major, strides in elements.
+#pragma once
+
+#include <cstdint>
+
+namespace lcpo {
+
+// C[m, n] (+)= A[m, k] · B[k, n], n a multiple of 16. With `transposed` A is stored as [k, m].
+// Each entry of C is one chain of multiply-adds over k in order, whatever m, n and the machine's
+// registers: cutting a product along m or n, or along k with `accumulate`, changes no bit.
+struct Gemm {
+  int64_t m, n, k;
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb;
+  float* c;
+  int64_t ldc;
+  bool transposed, accumulate;
+};
+void gemm(const Gemm& g);
+
+// out[c, r] = in[r, c]; rows and columns multiples of 4.
+void transpose(const float* in, int64_t rows, int64_t columns, int64_t in_stride, float* out,
+               int64_t out_stride);
+
+}  // namespace lcpo
