@@ -140,7 +140,7 @@ class Scheduler:
                 if cached is not None:
                     self._drop_prompt(cached)
                 else:
-                    self._preempt(self.running[-1])
+                    self._preempt_youngest()
             if sample.running:
                 sample.block_table += self.pool.take(1)
                 sample.full_at += self.pool.page_size
@@ -205,10 +205,11 @@ class Scheduler:
         sample.block_table = []
         self._live -= sample.base + self._step
 
-    def _preempt(self, sample: Sample) -> None:
+    def _preempt_youngest(self) -> None:
         assert len(self.running) > 1, "a lone sample fits: the engine has checked it"
+        sample = self.running[-1]
         self._leave(sample)
-        self.running.remove(sample)
+        self.running = self.running[:-1]  # another list: that is how the engine notices
         self._preempted += 1
         self._waiting += 1
         again = [*sample.request.token_ids, *sample.tokens]
