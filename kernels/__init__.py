@@ -5,13 +5,14 @@ at the call. Each op's contract is the docstring of its function in `kernels.ops
 """
 
 from kernels.dispatch import active_backends, override
-from kernels.ops.attention import decode_attention, varlen_attention
 from kernels.ops.count_lengths import Lengths, count_lengths
 from kernels.ops.elementwise import rms_norm, rope, swiglu
 from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
 from kernels.ops.linear_logprob import linear_logprob, logprob_from_logits
+from kernels.ops.paged_decode_attention import paged_decode_attention
 from kernels.ops.policy_loss import PolicyStats, policy_loss
 from kernels.ops.sample_tokens import Sampled, sample_tokens
+from kernels.ops.varlen_attention import varlen_attention
 
 __all__ = [
     "Lengths",
@@ -21,11 +22,11 @@ __all__ = [
     "Sampled",
     "active_backends",
     "count_lengths",
-    "decode_attention",
     "lcpo_advantage",
     "linear_logprob",
     "logprob_from_logits",
     "override",
+    "paged_decode_attention",
     "policy_loss",
     "rms_norm",
     "rope",

@@ -1,9 +1,10 @@
 """Which implementation of an op runs: {op: {backend: implementation}}.
 
-Automatic: Triton for CUDA tensors, the compiled C++ library for CPU tensors where it is loaded, and
-torch where neither has the op. Explicit: `LCPO_BACKEND` in the environment or `override(...)`,
-either one backend for all ops ("torch") or some by name ("sample_tokens=torch,count_lengths=cpp").
-An explicit choice that cannot run raises and says what can.
+Automatic: an attention library or Triton for CUDA tensors, the compiled C++ library for CPU tensors
+where it is loaded, and torch where none of them has the op. Explicit: `LCPO_BACKEND` in the
+environment or `override(...)`, either one backend for all ops ("torch") or some by name
+("sample_tokens=torch,count_lengths=cpp"). An explicit choice that cannot run raises and says what
+can.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ from functools import partial
 
 import torch
 
-from kernels import cpp_impl
+from kernels import cpp_impl, cuda_impl
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
+from kernels.cpp_impl import paged_decode_attention as cpp_paged_decode_attention
 from kernels.cpp_impl import sample_tokens as cpp_sample_tokens
+from kernels.cpp_impl import varlen_attention as cpp_varlen_attention
+from kernels.cuda_impl import paged_decode_attention as cuda_paged_decode_attention
+from kernels.cuda_impl import varlen_attention as cuda_varlen_attention
 from kernels.torch_ref import (
-    attention,
     count_lengths,
     elementwise,
     lcpo_advantage,
     linear_logprob,
+    paged_decode_attention,
     policy_loss,
     sample_tokens,
+    varlen_attention,
 )
 
 _log = logging.getLogger("kernels")
@@ -72,15 +78,34 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "rms_norm": {"torch": elementwise.rms_norm},
     "rope": {"torch": elementwise.rope},
     "swiglu": {"torch": elementwise.swiglu},
-    "varlen_attention": {"torch": attention.varlen_attention},
-    "decode_attention": {"torch": attention.decode_attention},
+    "varlen_attention": {
+        "torch": varlen_attention.forward,
+        "cpp": cpp_varlen_attention.forward,
+        "cuda": cuda_varlen_attention.forward,
+    },
+    "varlen_attention_backward": {
+        "torch": varlen_attention.backward,
+        "cpp": cpp_varlen_attention.backward,
+        "cuda": cuda_varlen_attention.backward,
+    },
+    "paged_decode_attention": {
+        "torch": paged_decode_attention.paged_decode_attention,
+        "cpp": cpp_paged_decode_attention.paged_decode_attention,
+        "cuda": partial(
+            cuda_paged_decode_attention.paged_decode_attention,
+            otherwise=paged_decode_attention.paged_decode_attention,
+        ),
+    },
 }
-BACKENDS = ("triton", "cpp", "torch")  # in order of preference
+BACKENDS = ("cuda", "triton", "cpp", "torch")  # in order of preference
 # Dtypes that the C++ kernels take, where not all that the op does.
 CPP_DTYPES = {
     "sample_tokens": cpp_sample_tokens.DTYPES,
     "linear_logprob": cpp_logprob_rows.DTYPES,
     "linear_logprob_backward": cpp_logprob_rows.DTYPES,
+    "varlen_attention": cpp_varlen_attention.DTYPES,
+    "varlen_attention_backward": cpp_varlen_attention.DTYPES,
+    "paged_decode_attention": cpp_paged_decode_attention.DTYPES,
 }
 
 # A list and not a ContextVar: autograd's device threads, where backward passes run, would not
@@ -152,6 +177,10 @@ def active_backends(
 def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     """Backends that can run `op` on such tensors, the preferred one first."""
     able = [name for name in BACKENDS if name in IMPLEMENTATIONS[op]]
+    if "cuda" in able and not (
+        device_type == "cuda" and (op != "paged_decode_attention" or cuda_impl.flash_attn())
+    ):
+        able.remove("cuda")
     if "triton" in able and not (device_type == "cuda" or _interpreted()):
         able.remove("triton")
     if "cpp" in able and not (

@@ -19,9 +19,15 @@ MAX_KERNEL_LINES = 160
 # it, "a" is only the package itself: the trainer sees `kernels`, never its inside.
 LAYERS = {
     "kernels.cpp_impl": ["kernels.cpp_impl.*"],
+    "kernels.cuda_impl": ["kernels.cuda_impl.*"],
     "kernels.triton_impl": ["kernels.triton_impl.*"],
     "kernels.torch_ref": ["kernels.torch_ref.*"],
-    "kernels.dispatch": ["kernels.cpp_impl.*", "kernels.triton_impl.*", "kernels.torch_ref.*"],
+    "kernels.dispatch": [
+        "kernels.cpp_impl.*",
+        "kernels.cuda_impl.*",
+        "kernels.triton_impl.*",
+        "kernels.torch_ref.*",
+    ],
     "kernels.ops": ["kernels.ops.*", "kernels.dispatch"],
     "kernels": ["kernels.ops.*", "kernels.dispatch"],
     "trainer.types": [],
@@ -96,7 +102,7 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def check_directions(path: str, tree: ast.Module) -> list[str]:
-    """{cpp_impl, triton_impl, torch_ref} <- dispatch <- ops <- kernels <- trainer, no shortcuts."""
+    """{cpp, cuda, triton}_impl, torch_ref <- dispatch <- ops <- kernels <- trainer."""
     name = module_name(path)
     layer = max((row for row in LAYERS if below(name, row + ".*")), key=len, default=None)
     if layer is None:

@@ -74,16 +74,14 @@ struct Queries {
   float* max;  // [rows]
   float* sum;  // [rows], of exp2(score - max)
 
-  Queries(Scratch& scratch, int64_t rows, int64_t width)
-      : q(scratch.take(rows * width)),
-        out(scratch.take(rows * width)),
-        max(scratch.take(padded(rows))),
-        sum(scratch.take(padded(rows))) {}
-  Queries(float* q, float* out, float* max, float* sum) : q(q), out(out), max(max), sum(sum) {}
+  static Queries take(Scratch& scratch, int64_t rows, int64_t width) {
+    return {scratch.take(rows * width), scratch.take(rows * width), scratch.take(padded(rows)),
+            scratch.take(padded(rows))};
+  }
+  static int64_t floats(int64_t rows, int64_t width) { return 2 * (rows * width + padded(rows)); }
   Queries from(int64_t row, int64_t width) const {
     return {q + row * width, out + row * width, max + row, sum + row};
   }
-  static int64_t floats(int64_t rows, int64_t width) { return 2 * (rows * width + padded(rows)); }
 
   void start(int64_t rows, int64_t width);
   // Row r attends to the first seen[r] keys of the block; seen does not fall with r.

@@ -1,7 +1,7 @@
 // Register-blocked products, one build for each width of vector registers.
 //
-// This file is compiled with contraction to FMA, which doubles the rate (see CMakeLists.txt). So results may
-// differ in the last bits between x86 levels with and without FMA, but not with anything else.
+// Contraction to FMA is allowed here (see CMakeLists.txt): results may differ in the last bits
+// between machines with and without it, and with nothing else.
 
 #include "gemm.h"
 

@@ -31,7 +31,7 @@ struct Decode {
 
     Workspace(int64_t heads, int64_t kv_heads, int64_t width)
         : scratch(Queries::floats(heads, width) + (2 * kv_heads + 1) * KEYS * width),
-          queries(scratch, heads, width),
+          queries(Queries::take(scratch, heads, width)),
           k(scratch.take(KEYS * kv_heads * width)),
           v(scratch.take(KEYS * kv_heads * width)),
           k_t(scratch.take(KEYS * width)),

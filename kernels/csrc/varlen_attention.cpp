@@ -85,7 +85,7 @@ struct Forward {
 
     Workspace(int64_t rows, int64_t width)
         : scratch(Queries::floats(rows, width) + 3 * KEYS * width),
-          queries(scratch, rows, width),
+          queries(Queries::take(scratch, rows, width)),
           block{scratch.take(KEYS * width), scratch.take(KEYS * width),
                 scratch.take(KEYS * width), width},
           seen(rows) {}

@@ -34,6 +34,12 @@ def require_range(name: str, tensor: Tensor, low: int, stop: int) -> None:
         raise ValueError(f"{name} holds {bad}, expected values in [{low}, {stop})")
 
 
+def require_groups(heads: int, kv_heads: int) -> None:
+    """ValueError unless each key/value head serves the same number of query heads."""
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads evenly")
+
+
 def require_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
     """ValueError unless cu_seqlens is int32 [B + 1] and, on the CPU, rises from 0 to `total`."""
     require_dtype("cu_seqlens", cu_seqlens, torch.int32)
@@ -60,3 +66,11 @@ def vocabulary(vocab_size: int | None, columns: int) -> int:
     if not 1 <= vocab_size <= columns:
         raise ValueError(f"vocab_size={vocab_size} does not fit {columns} columns of logits")
     return vocab_size
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where it is on, else as they are."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)

@@ -7,7 +7,7 @@ after the rotation; out is [T, Hq, D]. One decoder thus serves training and roll
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -73,22 +73,32 @@ class PackedAttention:
 class DecodeAttention:
     """One new token for each of B sequences: writes its k, v to the cache, attends over all.
 
-    Inference only: the cache is written in place. Slots behind a sequence's tokens are not read.
+    Position t of row b lies in page block_table[b, t // page_size], slot t % page_size. `lengths`
+    are the tokens already cached, so the new ones go to position `lengths` and the caller raises
+    its own count by one after the forward pass. Inference only: the cache is written in place. A
+    sequence without a column for its new token is the caller's mistake: an error on the CPU.
     """
 
     cache: PagedCache
-    slots: Tensor  # int64 [B], where the new tokens go
-    block_table: Tensor  # int32 [B, N], pages of each sequence, the new token's included
-    cache_seqlens: Tensor  # int32 [B], tokens of each sequence, the new one included
+    block_table: Tensor  # int32 [B, N]
+    lengths: Tensor  # int64 [B]
     scale: float
+    _slots: Tensor = field(init=False)  # int64 [B], where the new tokens go
+    _attended: Tensor = field(init=False)  # int32 [B], the new token included
+
+    def __post_init__(self) -> None:
+        size = self.cache.k.shape[2]
+        page = self.block_table.gather(1, (self.lengths // size)[:, None]).squeeze(1)
+        self._slots = page * size + self.lengths % size
+        self._attended = (self.lengths + 1).int()  # a copy: the caller may count on in place
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.write(layer, self.slots, k, v)
+        self.cache.write(layer, self._slots, k, v)
         return paged_decode_attention(
             q,
             self.cache.k[layer],
             self.cache.v[layer],
             self.block_table,
-            self.cache_seqlens,
+            self._attended,
             scale=self.scale,
         )

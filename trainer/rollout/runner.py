@@ -68,15 +68,8 @@ class Runner:
     def decode(self, rows: int) -> tuple[Tensor, Tensor]:
         """One token more for rows 0..rows-1: (tokens int64, logprobs float32), [rows] each."""
         state = self.rows[:, :rows]
-        length, table = state[_LENGTH], self.block_table[:rows]
-        page = table.gather(1, (length // self.page_size)[:, None]).squeeze(1)
-        attend = DecodeAttention(
-            self.cache,
-            page * self.page_size + length % self.page_size,
-            table,
-            (length + 1).int(),
-            self.scale,
-        )
+        length = state[_LENGTH]
+        attend = DecodeAttention(self.cache, self.block_table[:rows], length, self.scale)
         with mixed(self.device, self.dtype):
             hidden = self.model(state[_TOKEN], length, attend)  # [rows, H]
         length += 1  # in place: these are the rows' own counts

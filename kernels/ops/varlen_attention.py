@@ -1,0 +1,105 @@
+"""Causal attention over packed sequences: training and prefill."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.ops.checks import (
+    autocast,
+    require_cu_seqlens,
+    require_dtype,
+    require_groups,
+    require_shape,
+)
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float
+) -> Tensor:
+    """softmax(scale · q kᵀ + causal mask) v of each packed sequence by itself; [T, Hq, D].
+
+    q [T, Hq, D]; k, v [T, Hkv, D], Hq a multiple of Hkv (query head h reads key head
+    h // (Hq / Hkv)), of one float dtype; under autocast all are cast to its dtype, as norms of q
+    and k leave them in float32. cu_seqlens int32 [B + 1] from 0 to T, on the CPU or with q; empty
+    sequences are allowed. No sequence may be longer than max_seqlen. Differentiable in q, k and v,
+    once. What one sequence holds cannot change a bit of another's output or gradient.
+
+    No [T, T] tensor is held: the backward pass recomputes the scores from the saved log-sum-exp of
+    each row (FlashAttention-2, arXiv 2307.08691). Raises ValueError for shapes or dtypes that do
+    not fit and, where cu_seqlens is on the CPU, for its values.
+    """
+    require_shape("q", q, (None, None, None))
+    tokens, heads, size = q.shape
+    require_shape("k", k, (tokens, None, size))
+    require_shape("v", v, tuple(k.shape))
+    require_groups(heads, k.shape[1])
+    q, k, v = autocast(q, k, v)
+    require_dtype("k", k, q.dtype)
+    require_dtype("v", v, q.dtype)
+    return _forward_op(q, k, v, cu_seqlens, max_seqlen, float(scale))[0]
+
+
+def _lse_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("lcpo::varlen_attention", mutates_args=())
+def _forward_op(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(out [T, Hq, D], lse [Hq, T] of the scaled scores, in float32 or float64)."""
+    require_cu_seqlens(cu_seqlens, q.shape[0])
+    if cu_seqlens.device.type == "cpu" and cu_seqlens.shape[0] > 1:
+        longest = int(cu_seqlens.diff().amax())
+        if longest > max_seqlen:
+            raise ValueError(f"a sequence of {longest} tokens exceeds max_seqlen={max_seqlen}")
+    if q.shape[0] == 0:
+        return q.new_empty(q.shape), q.new_empty((q.shape[1], 0), dtype=_lse_dtype(q))
+    run = dispatch.select("varlen_attention", q.device, q.dtype)
+    return run(q, k, v, cu_seqlens, max_seqlen, scale)
+
+
+@_forward_op.register_fake
+def _(q, k, v, cu_seqlens, max_seqlen, scale):
+    tokens, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((heads, tokens), dtype=_lse_dtype(q))
+
+
+@torch.library.custom_op("lcpo::varlen_attention_backward", mutates_args=())
+def _backward_op(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv), dense."""
+    if q.shape[0] == 0:
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    run = dispatch.select("varlen_attention_backward", q.device, q.dtype)
+    with torch.autocast(q.device.type, enabled=False):  # a caller's may surround the backward pass
+        return run(grad_out, q, k, v, out, lse, cu_seqlens, max_seqlen, scale)
+
+
+@_backward_op.register_fake
+def _(grad_out, q, k, v, *rest):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, cu_seqlens, *ctx.settings = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens)
+
+
+def _backward(ctx, grad_out, _grad_lse):
+    return *_backward_op(grad_out, *ctx.saved_tensors, *ctx.settings), None, None, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
