@@ -168,9 +168,7 @@ def logprobs(
 
 
 @torch.no_grad()
-def with_old_logprobs(
-    trainer: Trainer, batch: PackedBatch, rollouts: list[Rollout]
-) -> MicroBatch:
+def with_old_logprobs(trainer: Trainer, batch: PackedBatch, rollouts: list[Rollout]) -> MicroBatch:
     """Log-probs before the step, in the packing of the update: the ratio starts at exactly 1."""
     trainer.on_phase("old_logprob", 0, 0)
     config, vocab_size = trainer.config, trainer.engine.vocab_size

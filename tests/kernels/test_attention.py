@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from kernels.torch_ref.attention import _similar, varlen_attention_loop
 from three_way import error
 
 import kernels
-from kernels.torch_ref.attention import _similar, varlen_attention_loop
 
 SCALE = 0.31
 # One token; one sequence; equal; empty ones in between; lengths far apart, which need several

@@ -94,7 +94,9 @@ def test_prefill_and_cached_decode_equal_the_full_forward(model):
         part.fill_(torch.nan)
     block_table = torch.randperm(3 * pages).int().view(3, pages)
     slots = [
-        block_table[row, t // PAGE] * PAGE + t % PAGE for row, p in enumerate(prompts) for t in range(p)
+        block_table[row, t // PAGE] * PAGE + t % PAGE
+        for row, p in enumerate(prompts)
+        for t in range(p)
     ]
     starts = [sequence[:prompt] for sequence, prompt in zip(batch, prompts, strict=True)]
     hidden = packed_hidden(model, starts, cache, torch.tensor(slots))

@@ -119,7 +119,9 @@ class Runner:
         """The next token of each row, which becomes its last one; -1 where logits are NaN."""
         head, options = self.model.head_weight, self.sampling
         with mixed(self.device, self.dtype):
-            logits = block_linear(hidden, head) if self.batch_invariant else self.model.logits(hidden)
+            logits = (
+                block_linear(hidden, head) if self.batch_invariant else self.model.logits(hidden)
+            )
         drawn = kernels.sample_tokens(
             logits,
             temperature=options.temperature,
