@@ -118,7 +118,7 @@ def check_batch_invariant(config: Config) -> None:
     place = (config.model.device, config.model.dtype)
     if place != ("cpu", "float32"):
         raise ConfigError(
-            f"rollout.batch_invariant: exact on the CPU in float32 only, not on {' in '.join(place)}"
+            f"rollout.batch_invariant: exact on the CPU in float32 only, not {' '.join(place)}"
         )
     backends = kernels.active_backends()
     missing = [op for op in INVARIANT_OPS if backends[op] != "cpp"]

@@ -7,16 +7,15 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from rollout_helpers import WARM, engine_of
 
 import kernels
 from tests.helpers import tiny_config, tiny_decoder, tiny_trainer
 from trainer import preflight, step
 from trainer.config import ConfigError
-from trainer.embedded.tokenizer import build_tokenizer
 from trainer.model.invariant import BlockLinear, block_linear, make_batch_invariant
-from trainer.rollout import Request, RolloutEngine, Sampling
+from trainer.rollout import Request
 
-TOKENIZER = build_tokenizer()
 COMPILED = kernels.active_backends()["paged_decode_attention"] == "cpp"
 compiled = pytest.mark.skipif(not COMPILED, reason="the compiled library is not built")
 EXACT = "rollout.batch_invariant=true"
@@ -53,34 +52,22 @@ def test_gradients_are_those_of_a_linear_layer():
     torch.testing.assert_close(grads[1], grads[0])
 
 
-def exact_engine(model, batch_size=64, **settings):
-    return RolloutEngine(
-        model,
-        eos_id=TOKENIZER.eos_token_id,
-        vocab_size=len(TOKENIZER),
-        batch_size=batch_size,
-        dtype="float32",
-        batch_invariant=True,
-        **settings,
-    )
-
-
 @compiled
 def test_log_probs_are_equal_whatever_the_batch_pages_and_preemption():
     """Bits, not closeness; a control is below."""
     model = tiny_decoder()
     make_batch_invariant(model)
     requests = [Request(tuple(range(20, 25 + k % 9)), k, 3 + k % 17) for k in range(24)]
-    usual = exact_engine(model).generate(requests, Sampling(0.6))
+    usual = engine_of(model, batch_invariant=True).generate(requests, WARM)
     for settings in (
         {"batch_size": 1},
         {"batch_size": 5, "page_size": 3},
         {"pages": 9, "page_size": 4},
     ):
-        engine = exact_engine(model, **settings)
-        assert engine.generate(requests, Sampling(0.6)) == usual
+        engine = engine_of(model, batch_invariant=True, **settings)
+        assert engine.generate(requests, WARM) == usual
         assert (engine.stats.preempted > 0) == ("pages" in settings)
-    backwards = exact_engine(model).generate(requests[::-1], Sampling(0.6))
+    backwards = engine_of(model, batch_invariant=True).generate(requests[::-1], WARM)
     assert backwards[::-1] == usual
 
 
@@ -119,7 +106,7 @@ def test_rollout_log_probs_save_the_trainers_pass(tiny_base):
 def test_what_cannot_be_exact_is_refused(tiny_base, tmp_path):
     with pytest.raises(ConfigError, match=r"^algorithm\.old_logprob: .*batch_invariant"):
         tiny_config(tiny_base, tmp_path, "algorithm.old_logprob=rollout")
-    with pytest.raises(ConfigError, match=r"^rollout\.batch_invariant: .*cpu in bfloat16"):
+    with pytest.raises(ConfigError, match=r"^rollout\.batch_invariant: .*cpu bfloat16"):
         tiny_trainer(tiny_base, EXACT, "model.dtype=bfloat16")
     with (
         kernels.override("varlen_attention=torch"),

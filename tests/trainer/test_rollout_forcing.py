@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from rollout_helpers import EOS, WARM, engine_of
 
 from tests.helpers import tiny_decoder
-from trainer.embedded.tokenizer import build_tokenizer
-from trainer.rollout import Forced, Forcing, Request, RolloutEngine, Sampling
+from trainer.rollout import Forced, Forcing, Request, Sampling
 
-TOKENIZER = build_tokenizer()
-IDS, EOS = len(TOKENIZER), TOKENIZER.eos_token_id
 PROMPT, ANSWER, WAIT = tuple(range(30, 41)), (200, 201, 202), (210, 211)
-WARM = Sampling(temperature=0.6)
-
-
-def engine_of(model, **settings) -> RolloutEngine:
-    settings = {"batch_size": 64, "dtype": "float32"} | settings
-    return RolloutEngine(model, eos_id=EOS, vocab_size=IDS, **settings)
 
 
 def never_ending():
@@ -49,7 +40,7 @@ def test_the_answer_is_forced_at_the_budget():
 
 
 def test_an_early_end_is_replaced_by_wait():
-    """S1: below the budget `</think>` or EOS is taken back, "Wait" stands there, thinking goes on."""
+    """S1: below the budget EOS is taken back, "Wait" stands in its place, thinking goes on."""
     certain = tiny_decoder(end_bias=100.0)  # draws nothing but EOS
 
     def then(ids):
@@ -122,7 +113,6 @@ def test_tokens_seen_are_those_that_stay():
     assert seen == found.token_ids == [*WAIT, EOS]
 
 
-@torch.no_grad()
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="forced text is empty"):
         Forced((), 3)
