@@ -5,24 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.cpp_impl.loading import F32, I32, I64, PTR, bind
+from kernels.cpp_impl.loading import BOOL, F32, I32, I64, PTR, bind
 
-DTYPES = (torch.float32,)  # of the logits; others go to another backend
-# logits, rows, columns, temperature, targets; logprob, stats; threads
-_forward = bind("lcpo_logprob_forward", PTR, I64, I64, F32, PTR, PTR, PTR, I32)
-# logits, rows, columns, temperature, targets, stats, grad_logprob, grad_entropy, threads
-_backward = bind("lcpo_logprob_backward", PTR, I64, I64, F32, PTR, PTR, PTR, PTR, I32)
+DTYPES = (torch.float32, torch.bfloat16)  # of the logits; others go to another backend
+_forward = bind(
+    "lcpo_logprob_forward",
+    *(PTR, BOOL, I64, I64, I64),  # logits, is_bf16, rows, columns, stride
+    *(F32, PTR, PTR, PTR, I32),  # temperature, targets; logprob, stats; threads
+)
+_backward = bind(
+    "lcpo_logprob_backward",
+    *(PTR, BOOL, I64, I64, I64),  # logits, is_bf16, rows, columns, stride
+    *(F32, PTR, PTR, PTR, PTR),  # temperature, targets, stats, grad_logprob, grad_entropy
+    *(PTR, I64, I32),  # d_logits, its columns; threads
+)
 
 
 def logprob_rows(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """See torch_ref.linear_logprob.logprob_rows; logits float32 [b, V], dense."""
+    """See torch_ref.linear_logprob.logprob_rows; rows of logits [b, V] may be strided."""
     rows, columns = logits.shape
     targets = targets.contiguous()
     logprob, stats = torch.empty(rows), torch.empty(rows, 3)
     _forward(
         logits.data_ptr(),
+        logits.dtype == torch.bfloat16,
         rows,
         columns,
+        logits.stride(0),
         temperature,
         targets.data_ptr(),
         logprob.data_ptr(),
@@ -40,17 +49,34 @@ def logprob_rows_backward(
     grad_entropy: Tensor | None,
     temperature: float,
 ) -> None:
-    """See torch_ref.linear_logprob.logprob_rows_backward; logits float32 [b, V], dense."""
+    """See torch_ref.linear_logprob.logprob_rows_backward; logits [b, V], dense."""
+    write_gradient(logits, targets, stats, grad_logprob, grad_entropy, temperature, logits)
+
+
+def write_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    stats: Tensor,
+    grad_logprob: Tensor | None,
+    grad_entropy: Tensor | None,
+    temperature: float,
+    d_logits: Tensor,
+) -> None:
+    """The gradient by logits [b, V] into d_logits [b, >= V], dense, zero in columns from V on."""
     rows, columns = logits.shape
     targets, stats = targets.contiguous(), stats.contiguous()
     grads = [g if g is None else g.contiguous() for g in (grad_logprob, grad_entropy)]
     _backward(
         logits.data_ptr(),
+        logits.dtype == torch.bfloat16,
         rows,
         columns,
+        logits.stride(0),
         temperature,
         targets.data_ptr(),
         stats.data_ptr(),
         *(g if g is None else g.data_ptr() for g in grads),
+        d_logits.data_ptr(),
+        d_logits.shape[1],
         torch.get_num_threads(),
     )

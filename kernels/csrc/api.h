@@ -27,17 +27,19 @@ LCPO_API void lcpo_sample_tokens(const float* logits, int64_t rows, int64_t stri
                                  int64_t* tokens, float* logprob, float* cut_logprob,
                                  int32_t threads);
 
-// Row statistics of logits [rows, columns] over the temperature: logprob [rows] of the targets,
-// stats [rows, 3] = max m, log sum exp(z - m), E[z] - m.
-LCPO_API void lcpo_logprob_forward(const float* logits, int64_t rows, int64_t columns,
-                                   float temperature, const int64_t* targets, float* logprob,
-                                   float* stats, int32_t threads);
+// Row statistics of logits x [rows, columns], float32 or bf16: logprob [rows] of the targets,
+// stats [rows, 3] = max x, log sum exp(z), E[z] with z = (x - max x) / temperature.
+LCPO_API void lcpo_logprob_forward(const void* logits, bool is_bf16, int64_t rows, int64_t columns,
+                                   int64_t stride, float temperature, const int64_t* targets,
+                                   float* logprob, float* stats, int32_t threads);
 
-// Rewrites logits [rows, columns] into the gradient by them. A null gradient counts as zero.
-LCPO_API void lcpo_logprob_backward(float* logits, int64_t rows, int64_t columns,
-                                    float temperature, const int64_t* targets, const float* stats,
+// d_logits [rows, d_columns >= columns], of the dtype of logits and possibly logits itself; zero
+// from `columns` on. A null gradient counts as zero.
+LCPO_API void lcpo_logprob_backward(const void* logits, bool is_bf16, int64_t rows,
+                                    int64_t columns, int64_t stride, float temperature,
+                                    const int64_t* targets, const float* stats,
                                     const float* grad_logprob, const float* grad_entropy,
-                                    int32_t threads);
+                                    void* d_logits, int64_t d_columns, int32_t threads);
 
 // varlen_attention: q, out [T, heads, size], k, v [T, kv_heads, size], float32 or bf16,
 // cu_seqlens [sequences + 1] with T last, lse [heads, T] the log sum exp of each row's scores.

@@ -22,4 +22,12 @@ LCPO_INLINE bf16 to_bf16(float value) {
 LCPO_INLINE void store(float* x, float value) { *x = value; }
 LCPO_INLINE void store(bf16* x, float value) { *x = to_bf16(value); }
 
+// x[0..size) as float32, for kernels that read a block more than once; `room` holds what is widened.
+LCPO_INLINE const float* widened(const float* x, int64_t, float*) { return x; }
+LCPO_INLINE const float* widened(const bf16* x, int64_t size, float* room) {
+  LCPO_SIMD
+  for (int64_t i = 0; i < size; ++i) room[i] = load(x + i);
+  return room;
+}
+
 }  // namespace lcpo

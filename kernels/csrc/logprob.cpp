@@ -1,117 +1,187 @@
-// Row kernels of linear_logprob; the mathematics is in kernels/torch_ref/linear_logprob.py.
+// Rows of logits to log-prob and entropy and back; see kernels/torch_ref/linear_logprob.py.
+//
+// Exponents are kept in base 2, y = (x - max) · log2(e) / T: one multiplication, and no split of
+// ln 2. Differences to the maximum are taken first, so a shift of the whole row costs no digits.
 
+#include <algorithm>
 #include <cmath>
 
 #include "api.h"
+#include "bf16.h"
 #include "rows.h"
 #include "simd.h"
 
 namespace lcpo {
-
-LCPO_CLONES float row_max(const float* x, int64_t size) {
-  float best[LANES];
-  int32_t nan[LANES];
-  LCPO_SIMD
-  for (int i = 0; i < LANES; ++i) {
-    best[i] = -INF;
-    nan[i] = 0;
-  }
-  int64_t j = 0;
-  for (; j + LANES <= size; j += LANES) {
-    LCPO_SIMD
-    for (int i = 0; i < LANES; ++i) {
-      const float value = x[j + i];
-      best[i] = value > best[i] ? value : best[i];
-      nan[i] |= value != value;
-    }
-  }
-  for (; j < size; ++j) {
-    best[0] = x[j] > best[0] ? x[j] : best[0];
-    nan[0] |= x[j] != x[j];
-  }
-  for (int i = 1; i < LANES; ++i) {
-    best[0] = best[i] > best[0] ? best[i] : best[0];
-    nan[0] |= nan[i];
-  }
-  return nan[0] ? std::numeric_limits<float>::quiet_NaN() : best[0];
-}
-
 namespace {
 
-// exp(z) · z for z <= 0, where z = -inf gives 0 and not NaN.
-LCPO_INLINE float times(float e, float z) { return e == 0.0f ? 0.0f : e * z; }
+// A block is read twice, for its maximum and for its sums, and should be in L1 the second time.
+constexpr int64_t BLOCK = 1024;
 
-// log Σ exp(z) and E[z] of z = x / temperature - shift.
-LCPO_CLONES void row_sums(const float* x, int64_t size, float temperature, float shift,
-                          double* total, double* weighted) {
-  LaneSum sum, moment;
+// Largest of x[0..size), NaN apart; -inf for none.
+LCPO_INLINE float peak_of(const float* x, int64_t size) {
+  constexpr int WIDE = 4 * LANES;  // one register would wait for itself
+  float best[WIDE];
+  LCPO_SIMD
+  for (int i = 0; i < WIDE; ++i) best[i] = -INF;
   int64_t j = 0;
-  for (; j + LANES <= size; j += LANES) {
+  for (; j + WIDE <= size; j += WIDE) {
     LCPO_SIMD
-    for (int i = 0; i < LANES; ++i) {
-      const float z = x[j + i] / temperature - shift;
-      const float e = exp_nonpositive(z);
-      sum.part[i] += e;
-      moment.part[i] += times(e, z);
-    }
-    if ((j / LANES) % 64 == 63) {
-      sum.flush();
-      moment.flush();
-    }
+    for (int i = 0; i < WIDE; ++i) best[i] = x[j + i] > best[i] ? x[j + i] : best[i];
   }
-  sum.flush();
-  moment.flush();
-  for (; j < size; ++j) {
-    const float z = x[j] / temperature - shift;
-    const float e = exp_nonpositive(z);
-    sum.whole += e;
-    moment.whole += times(e, z);
+  for (int half = WIDE / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) best[i] = best[i + half] > best[i] ? best[i + half] : best[i];
   }
-  *total = sum.whole;
-  *weighted = moment.whole;
+  float peak = best[0];
+  for (; j < size; ++j) peak = x[j] > peak ? x[j] : peak;
+  return peak;
 }
 
-// x_j <- p_j · (g_entropy (E[z] - z_j) - g_logprob) / temperature; the target is added outside.
-LCPO_CLONES void row_gradient(float* x, int64_t size, float temperature, float shift,
-                              float log_sum, float mean, float grad_logprob, float grad_entropy) {
-  for (int64_t j = 0; j < size; ++j) {
-    const float z = x[j] / temperature - shift;
-    const float p = exp_nonpositive(z - log_sum);
-    x[j] = (p * -grad_logprob + grad_entropy * (p * mean - times(p, z))) / temperature;
+struct Moments {
+  float peak = -INF;      // largest entry, NaN apart
+  double total = 0.0;     // sum of 2**y; NaN if any entry is NaN or +inf
+  double weighted = 0.0;  // sum of y · 2**y
+};
+
+// Online: sums relative to the maximum so far, rescaled when a block raises it.
+template <class T>
+LCPO_INLINE Moments moments_of(const T* row, int64_t size, float scale) {
+  Moments all;
+  float room[BLOCK];
+  for (int64_t start = 0; start < size; start += BLOCK) {
+    const int64_t count = std::min(BLOCK, size - start);
+    const float* x = widened(row + start, count, room);
+    const float peak = peak_of(x, count);
+    if (peak > all.peak) {
+      if (all.total > 0.0) {
+        const double drop = (static_cast<double>(all.peak) - peak) * scale;
+        const double factor = std::exp2(drop);
+        all.weighted = (all.weighted + drop * all.total) * factor;
+        all.total *= factor;
+      }
+      all.peak = peak;
+    }
+    const float base = all.peak > -INF ? all.peak : 0.0f;  // -inf less -inf would be NaN
+    float sum[LANES] = {}, moment[LANES] = {};
+    int64_t j = 0;
+    for (; j + LANES <= count; j += LANES) {
+      LCPO_SIMD
+      for (int i = 0; i < LANES; ++i) {
+        const float y = clamp_exponent((x[j + i] - base) * scale);
+        const float e = exp2_clamped(y);
+        sum[i] += e;
+        moment[i] = fused(e, y, moment[i]);
+      }
+    }
+    for (int i = 0; i < LANES; ++i) {
+      all.total += sum[i];
+      all.weighted += moment[i];
+    }
+    for (; j < count; ++j) {
+      const float y = clamp_exponent((x[j] - base) * scale);
+      const float e = exp2_clamped(y);
+      all.total += e;
+      all.weighted += e * y;
+    }
+  }
+  return all;
+}
+
+LCPO_CLONES Moments moments(const float* x, int64_t size, float scale) {
+  return moments_of(x, size, scale);
+}
+
+LCPO_CLONES Moments moments(const bf16* x, int64_t size, float scale) {
+  return moments_of(x, size, scale);
+}
+
+// dz = 2**y · (a + b · y) with y = (x - peak) · scale
+struct Slope {
+  float peak, scale, a, b;
+
+  LCPO_INLINE_MEMBER float operator()(float x) const {
+    const float y = clamp_exponent((x - peak) * scale);
+    return exp2_clamped(y) * fused(b, y, a);
+  }
+};
+
+template <class T>
+LCPO_INLINE void slopes_of(const T* x, int64_t size, const Slope& slope, T* out) {
+  LCPO_SIMD
+  for (int64_t j = 0; j < size; ++j) store(out + j, slope(load(x + j)));
+}
+
+LCPO_CLONES void slopes(const float* x, int64_t size, const Slope& slope, float* out) {
+  slopes_of(x, size, slope, out);
+}
+
+LCPO_CLONES void slopes(const bf16* x, int64_t size, const Slope& slope, bf16* out) {
+  slopes_of(x, size, slope, out);
+}
+
+template <class T>
+void forward(const T* logits, int64_t rows, int64_t columns, int64_t stride, float temperature,
+             const int64_t* targets, float* logprob, float* stats, int32_t threads) {
+  const float scale = static_cast<float>(LOG2E / temperature);
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* x = logits + r * stride;
+    const Moments row = moments(x, columns, scale);
+    const double log_sum = std::log(row.total);
+    const double target = static_cast<double>(load(x + targets[r])) - row.peak;
+    logprob[r] = static_cast<float>(target / temperature - log_sum);
+    stats[3 * r + 0] = row.peak;
+    stats[3 * r + 1] = static_cast<float>(log_sum);
+    stats[3 * r + 2] = static_cast<float>(row.weighted / row.total * LN2);
+  }
+}
+
+// dz_j = [g_logprob (δ_j - p_j) + g_entropy p_j (E[z] - z_j)] / T, with p = exp(z) / Σ.
+template <class T>
+void backward(const T* logits, int64_t rows, int64_t columns, int64_t stride, float temperature,
+              const int64_t* targets, const float* stats, const float* grad_logprob,
+              const float* grad_entropy, T* d_logits, int64_t d_columns, int32_t threads) {
+  const float scale = static_cast<float>(LOG2E / temperature);
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* x = logits + r * stride;
+    T* out = d_logits + r * d_columns;
+    const double by_logprob = grad_logprob ? grad_logprob[r] : 0.0;
+    const double by_entropy = grad_entropy ? grad_entropy[r] : 0.0;
+    const double shrink = std::exp(-static_cast<double>(stats[3 * r + 1])) / temperature;
+    const Slope slope{stats[3 * r], scale,
+                      static_cast<float>((by_entropy * stats[3 * r + 2] - by_logprob) * shrink),
+                      static_cast<float>(-by_entropy * shrink * LN2)};
+    // Before the row is overwritten, and rounded once. A target elsewhere is in another tile.
+    const bool here = targets[r] >= 0 && targets[r] < columns;
+    const float at_target =
+        here ? slope(load(x + targets[r])) + static_cast<float>(by_logprob / temperature) : 0.0f;
+    slopes(x, columns, slope, out);
+    if (here) store(out + targets[r], at_target);
+    std::fill(out + columns, out + d_columns, T{0});
   }
 }
 
 }  // namespace
 }  // namespace lcpo
 
-LCPO_API void lcpo_logprob_forward(const float* logits, int64_t rows, int64_t columns,
-                                   float temperature, const int64_t* targets, float* logprob,
-                                   float* stats, int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* x = logits + r * columns;
-    const float shift = lcpo::row_max(x, columns) / temperature;
-    double total = 0.0, weighted = 0.0;
-    lcpo::row_sums(x, columns, temperature, shift, &total, &weighted);
-    const double log_sum = std::log(total);
-    logprob[r] = static_cast<float>(x[targets[r]] / temperature - shift - log_sum);
-    stats[3 * r + 0] = shift;
-    stats[3 * r + 1] = static_cast<float>(log_sum);
-    stats[3 * r + 2] = static_cast<float>(weighted / total);
-  }
+LCPO_API void lcpo_logprob_forward(const void* logits, bool is_bf16, int64_t rows, int64_t columns,
+                                   int64_t stride, float temperature, const int64_t* targets,
+                                   float* logprob, float* stats, int32_t threads) {
+  const auto run = [&](const auto* x) {
+    lcpo::forward(x, rows, columns, stride, temperature, targets, logprob, stats, threads);
+  };
+  is_bf16 ? run(static_cast<const lcpo::bf16*>(logits)) : run(static_cast<const float*>(logits));
 }
 
-LCPO_API void lcpo_logprob_backward(float* logits, int64_t rows, int64_t columns,
-                                    float temperature, const int64_t* targets, const float* stats,
+LCPO_API void lcpo_logprob_backward(const void* logits, bool is_bf16, int64_t rows,
+                                    int64_t columns, int64_t stride, float temperature,
+                                    const int64_t* targets, const float* stats,
                                     const float* grad_logprob, const float* grad_entropy,
-                                    int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
-  for (int64_t r = 0; r < rows; ++r) {
-    float* x = logits + r * columns;
-    const float by_logprob = grad_logprob ? grad_logprob[r] : 0.0f;
-    const float by_entropy = grad_entropy ? grad_entropy[r] : 0.0f;
-    const float *s = stats + 3 * r;
-    lcpo::row_gradient(x, columns, temperature, s[0], s[1], s[2], by_logprob, by_entropy);
-    x[targets[r]] += by_logprob / temperature;
-  }
+                                    void* d_logits, int64_t d_columns, int32_t threads) {
+  const auto run = [&](auto* d) {
+    using T = std::remove_pointer_t<decltype(d)>;
+    lcpo::backward(static_cast<const T*>(logits), rows, columns, stride, temperature, targets,
+                   stats, grad_logprob, grad_entropy, d, d_columns, threads);
+  };
+  is_bf16 ? run(static_cast<lcpo::bf16*>(d_logits)) : run(static_cast<float*>(d_logits));
 }

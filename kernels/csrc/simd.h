@@ -2,7 +2,7 @@
 //
 // Functions marked LCPO_CLONES are compiled for several x86 levels and picked at load time, so one
 // build runs everywhere. Sums keep a fixed number of lanes and the build forbids contraction to
-// FMA, so all levels give the same bits.
+// FMA, so all levels give the same bits (gemm.cpp is the exception).
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,24 @@
 #define LCPO_SIMD _Pragma("omp simd")
 #define LCPO_INLINE_MEMBER inline __attribute__((always_inline))
 
-// By feature and not by arch=, which matches single models of one vendor. Function versions need
-// glibc's ifunc; its resolvers run before a sanitizer is ready.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(LCPO_SANITIZE) && \
-    (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 8)
+// Levels, and not arch= of a processor, which matches single models of one vendor; older compilers
+// know single features only. Function versions need glibc's ifunc; its resolvers run before a
+// sanitizer is ready.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(LCPO_SANITIZE)
+#if !defined(__clang__) && __GNUC__ >= 12
+#define LCPO_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define LCPO_FMA
+#elif defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 8
 #define LCPO_CLONES \
   __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
+#endif
+#endif
+#ifndef LCPO_CLONES
 #define LCPO_CLONES
+#endif
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define LCPO_FMA
 #endif
 
 namespace lcpo {
@@ -40,6 +50,16 @@ LCPO_INLINE uint32_t to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
+}
+
+// a · b + c, rounded once where the build's fast levels have the instruction; at the plain level of
+// such a build it is a library call: slow, and the same bits.
+LCPO_INLINE float fused(float a, float b, float c) {
+#ifdef LCPO_FMA
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
 // exp(x) for x <= 0, -inf included; below -87.3 (results under 1.2e-38) it is 0; NaN stays NaN.
@@ -61,22 +81,26 @@ LCPO_INLINE float exp_nonpositive(float x) {
   return x == x ? result : x;
 }
 
-// 2**y for -127 <= y <= 1; 0 where y rounds to -127, and NaN stays NaN: clamp -inf first, with
-// clamp_exponent. Degree 5 minimax with p(0) = 1; error below 2 ulp.
+// Where exponents of 2 are cut off. Defined in rows.cpp, out of the compiler's sight: it would else
+// split off the path of the constant, and no loop with a branch becomes vector code.
+extern const float LOWEST_EXPONENT;  // -127
+
+LCPO_INLINE float clamp_exponent(float y) { return y < LOWEST_EXPONENT ? LOWEST_EXPONENT : y; }
+
+// 2**y for -127 <= y <= 1 (see clamp_exponent); 0 where y rounds to -127, and NaN stays NaN.
+// Degree 5, minimax with p(0) = 1; error below 2 ulp.
 LCPO_INLINE float exp2_clamped(float y) {
   constexpr float to_integer = 12582912.0f + 127.0f;  // leaves n + 127 in the low bits
   const float shifted = y + to_integer;
   const float r = y - (shifted - to_integer);
   float p = 1.3264713566511364e-3f;
-  p = p * r + 9.671523270838934e-3f;
-  p = p * r + 5.5507338718858164e-2f;
-  p = p * r + 2.402224192311821e-1f;
-  p = p * r + 6.931469774778268e-1f;
-  p = p * r + 1.0f;
+  p = fused(p, r, 9.671523270838934e-3f);
+  p = fused(p, r, 5.5507338718858164e-2f);
+  p = fused(p, r, 2.402224192311821e-1f);
+  p = fused(p, r, 6.931469774778268e-1f);
+  p = fused(p, r, 1.0f);
   return p * from_bits(to_bits(shifted) << 23);
 }
-
-LCPO_INLINE float clamp_exponent(float y) { return y < -127.0f ? -127.0f : y; }
 
 // log(x) for normal x > 0; Cephes' logf, error below 2 ulp.
 LCPO_INLINE float log_positive(float x) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "api.h"
+#include "bf16.h"
 #include "philox.h"
 #include "simd.h"
 
@@ -42,6 +43,13 @@ void test_exp_and_log() {
     const double want = std::exp(static_cast<double>(x));
     check(std::fabs(lcpo::exp_nonpositive(x) - want) <= 3e-7 * want, "exp within 2 ulp");
   }
+  for (float y = -126.0f; y <= 1.0f; y += 0.0137f) {
+    const double want = std::exp2(static_cast<double>(y));
+    check(std::fabs(lcpo::exp2_clamped(y) - want) <= 3e-7 * want, "exp2 within 2 ulp");
+  }
+  check(lcpo::exp2_clamped(0.0f) == 1.0f, "exp2(0) = 1");
+  check(lcpo::exp2_clamped(lcpo::clamp_exponent(-lcpo::INF)) == 0.0f, "exp2(-inf) = 0");
+  check(std::isnan(lcpo::exp2_clamped(lcpo::clamp_exponent(std::nanf("")))), "exp2(NaN) is NaN");
   check(lcpo::exp_nonpositive(0.0f) == 1.0f, "exp(0) = 1");
   check(lcpo::exp_nonpositive(-lcpo::INF) == 0.0f, "exp(-inf) = 0");
   check(std::isnan(lcpo::exp_nonpositive(std::nanf(""))), "exp(NaN) is NaN");
@@ -49,6 +57,18 @@ void test_exp_and_log() {
     const double want = std::log(static_cast<double>(x));
     check(std::fabs(lcpo::log_positive(x) - want) <= 2e-7 * std::fabs(want) + 1e-7, "log");
   }
+}
+
+void test_bf16() {
+  // exact; ties to even, down and up; above a tie; overflow to infinity; a NaN in the low half only
+  const struct { uint32_t from; uint16_t want; } cases[] = {
+      {0x3f800000u, 0x3f80}, {0x3f808000u, 0x3f80}, {0x3f818000u, 0x3f82}, {0x3f808001u, 0x3f81},
+      {0x7f7fffffu, 0x7f80}, {0xff800000u, 0xff80}, {0x7f800001u, 0x7fc0}};
+  for (const auto& one : cases) {
+    check(lcpo::to_bf16(lcpo::from_bits(one.from)) == one.want, "rounding to bf16");
+  }
+  const lcpo::bf16 half = 0x3f00;
+  check(lcpo::load(&half) == 0.5f, "bf16 to float");
 }
 
 // Heap arrays of exactly the size needed: an access beyond is an address-sanitizer error. The
@@ -64,8 +84,8 @@ void test_rows(int threads) {
       positions[r] = r;
     }
     std::vector<float> logprob(rows), stats(3 * rows), sampled(rows), cut(rows), grad(rows, 0.5f);
-    lcpo_logprob_forward(logits.data(), rows, columns, 0.7f, targets.data(), logprob.data(),
-                         stats.data(), threads);
+    lcpo_logprob_forward(logits.data(), false, rows, columns, columns, 0.7f, targets.data(),
+                         logprob.data(), stats.data(), threads);
     for (int64_t r = 0; r < rows; ++r) {
       double sum = 0.0;
       for (int64_t j = 0; j < columns; ++j) sum += std::exp(logits[r * columns + j] / 0.7);
@@ -82,8 +102,8 @@ void test_rows(int threads) {
         }
       }
     }
-    lcpo_logprob_backward(logits.data(), rows, columns, 0.7f, targets.data(), stats.data(),
-                          grad.data(), nullptr, threads);
+    lcpo_logprob_backward(logits.data(), false, rows, columns, columns, 0.7f, targets.data(),
+                          stats.data(), grad.data(), nullptr, logits.data(), columns, threads);
     for (int64_t r = 0; r < rows; ++r) {
       double sum = 0.0;
       for (int64_t j = 0; j < columns; ++j) sum += logits[r * columns + j];
@@ -115,6 +135,7 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   test_philox();
   test_exp_and_log();
+  test_bf16();
   test_rows(threads);
   test_count_lengths();
   std::printf("%d failures\n", failures);

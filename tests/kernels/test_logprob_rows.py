@@ -8,6 +8,8 @@ import kernels
 from kernels.cpp_impl import logprob_rows as cpp_rows
 from kernels.torch_ref import linear_logprob as ref
 
+DTYPES = [torch.float32, torch.bfloat16]
+
 
 @pytest.fixture
 def rows_kernels(backend):
@@ -24,7 +26,9 @@ def check(rows_kernels, logits, targets, temperature):
     def plain(x):
         x = x.detach().requires_grad_()
         outputs = kernels.logprob_from_logits(x, targets, temperature=temperature)
-        torch.autograd.backward(outputs, [g.to(x.dtype) for g in grads])
+        torch.autograd.backward(
+            outputs, [g.to(out.dtype) for g, out in zip(grads, outputs, strict=True)]
+        )
         return *outputs, x.grad
 
     logprob, stats = forward(logits, targets, temperature)
@@ -45,15 +49,18 @@ def draw(rows, vocab, scale=3.0):
 
 @pytest.mark.parametrize("vocab", VOCABULARIES)
 @pytest.mark.parametrize("rows", ROWS)
-def test_grid(rows_kernels, rows, vocab):
-    check(rows_kernels, *draw(rows, vocab), temperature=0.6)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grid(rows_kernels, rows, vocab, dtype):
+    logits, targets = draw(rows, vocab)
+    check(rows_kernels, logits.to(dtype), targets, temperature=0.6)
 
 
 # The whole row shifted: a running max that started at 0 would underflow all of it below -104.
 @pytest.mark.parametrize("shift", [100.0, -100.0, 1e4, -1e4])
-def test_shift(rows_kernels, shift):
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_shift(rows_kernels, shift, temperature):
     logits, targets = draw(17, 257)
-    check(rows_kernels, logits + shift, targets, temperature=1.0)
+    check(rows_kernels, logits + shift, targets, temperature)
 
 
 # The masked start covers one register, one tile, and all but the last entry.
@@ -95,38 +102,56 @@ def test_gradcheck_of_logits_form():
     )
 
 
-def test_cpp_writes_all_its_outputs_and_nothing_else(cpp):
+# Blocks of the C++ kernel hold 1024 entries: a maximum that rises in the second or third one makes
+# it rescale the sums so far; the last has one entry.
+@pytest.mark.parametrize("peak", [0, 1023, 1024, 2048])
+def test_peak_in_a_later_block(rows_kernels, peak):
+    logits, targets = draw(17, 2049)
+    logits[:, peak] += 30.0
+    check(rows_kernels, logits, targets, temperature=0.6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cpp_writes_all_its_outputs_and_nothing_else(cpp, dtype):
     """Outputs lie between guard rows and start as NaN: what is skipped or overrun shows."""
     rows, vocab, guard = 17, 129, 3
     logits, targets = draw(rows, vocab)
+    logits = logits.to(dtype)
     logprob = torch.full((rows + 2 * guard,), torch.nan)
     stats = torch.full((rows + 2 * guard, 3), torch.nan)
-    work = torch.full((rows + 2 * guard, vocab), torch.nan)
+    d_logits = torch.full((rows + 2 * guard, vocab + 2), torch.nan, dtype=dtype)
     inside = slice(guard, guard + rows)
-    work[inside] = logits
-    threads = 2
-    shape = (rows, vocab, 0.6, targets.data_ptr())
-    cpp_rows._forward(
-        logits.data_ptr(), *shape, logprob[inside].data_ptr(), stats[inside].data_ptr(), threads
-    )
+    shape = (logits.data_ptr(), dtype == torch.bfloat16, rows, vocab, vocab, 0.6)
+    shape = (*shape, targets.data_ptr())
+    cpp_rows._forward(*shape, logprob[inside].data_ptr(), stats[inside].data_ptr(), 2)
     grad = torch.randn(rows)
     cpp_rows._backward(
-        work[inside].data_ptr(), *shape, stats[inside].data_ptr(), grad.data_ptr(), None, threads
+        *shape,
+        stats[inside].data_ptr(),
+        grad.data_ptr(),
+        None,
+        d_logits[inside].data_ptr(),
+        vocab + 2,
+        2,
     )
-    for output in (logprob, stats, work):
+    for output in (logprob, stats, d_logits):
         assert output[inside].isfinite().all()
         assert output[:guard].isnan().all() and output[-guard:].isnan().all()
+    assert d_logits[inside, vocab:].eq(0).all()
 
 
-def test_cpp_does_not_depend_on_threads(cpp):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cpp_does_not_depend_on_threads(cpp, dtype):
     logits, targets = draw(129, 2053)
+    logits = logits.to(dtype)
     found = []
     before = torch.get_num_threads()
-    for threads in (1, 3):
+    for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         logprob, stats = cpp_rows.logprob_rows(logits, targets, 0.6)
         work = logits.clone()
         cpp_rows.logprob_rows_backward(work, targets, stats, logprob, None, 0.6)
         found.append((logprob, stats, work))
     torch.set_num_threads(before)
-    assert all(a.equal(b) for a, b in zip(*found, strict=True))
+    for other in found[1:]:
+        assert all(a.equal(b) for a, b in zip(found[0], other, strict=True))

@@ -1,0 +1,99 @@
+"""What a figure depends on besides the code: the machine, its ceilings, versions, the commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# TFLOP/s of a large GEMM that can be reached, bf16 and fp32 without TF32, and bytes/s of memory.
+STATED = {
+    "H200": (800e12, 60e12, 4.8e12),
+    "H100": (800e12, 60e12, 3.35e12),
+    "A100": (280e12, 19e12, 2.04e12),
+}
+ROUNDS = 5
+LIMIT = 256 << 20  # bytes of the product in the GEMM that is measured, and of a copied tensor
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """FLOP/s and bytes/s, read and write counted, that nothing on this machine exceeds."""
+
+    gemm: float
+    copy: float
+    stated: bool
+
+    def floor(self, flops: float, moved: float) -> float:
+        """Seconds that the arithmetic or the memory traffic takes at least."""
+        return max(flops / self.gemm, moved / self.copy)
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, gemm: tuple[int, int, int]) -> Ceilings:
+    """Those of `device` for [m, k] x [k, n] in `dtype`: stated where known, else measured."""
+    if device.type == "cuda":
+        for name, (low, full, memory) in STATED.items():
+            if name in torch.cuda.get_device_name(device):
+                return Ceilings(low if dtype == torch.bfloat16 else full, memory, True)
+    m, k, n = gemm
+    m = max(1, min(m, LIMIT // (n * dtype.itemsize)))
+    a, b = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
+    product = torch.empty(m, n, device=device, dtype=dtype)
+    source = torch.ones(LIMIT // 4, device=device)
+    copied = torch.empty_like(source)
+    return Ceilings(
+        2 * m * k * n / _fastest(lambda: torch.mm(a, b, out=product), device),
+        2 * LIMIT / _fastest(lambda: copied.copy_(source), device),
+        False,
+    )
+
+
+def describe(device: torch.device) -> dict[str, str | int]:
+    """The columns of a result that are the same for a whole run."""
+    return {
+        "machine": _device_name(device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "omp_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "commit": _commit(),
+    }
+
+
+def busy() -> float:
+    """Load of the last minute: runnable processes, this one included."""
+    return os.getloadavg()[0]
+
+
+def _fastest(run, device: torch.device) -> float:
+    found = []
+    for _ in range(ROUNDS + 1):  # the first one warms up; the minimum leaves it out
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} × {os.cpu_count()}"
+
+
+def _commit() -> str:
+    """Short hash, with a + when tracked files differ from it; empty outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "-s", "-uno") else "")
