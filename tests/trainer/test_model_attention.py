@@ -99,7 +99,7 @@ def test_prefill_and_cached_decode_equal_the_full_forward(model):
         for t in range(p)
     ]
     starts = [sequence[:prompt] for sequence, prompt in zip(batch, prompts, strict=True)]
-    hidden = packed_hidden(model, starts, cache, torch.tensor(slots))
+    hidden = packed_hidden(model, starts, cache, torch.tensor(slots).long())
     rows = [[part] for part in hidden.split(prompts)]
     lengths = torch.tensor(prompts)
     for _ in range(steps):
