@@ -1,9 +1,8 @@
-"""`python -m trainer.generate --budget 64 "3+4+5=?"`: one answer as it comes, then used/requested."""
+"""`python -m trainer.generate --budget 64 "3+4+5=?"`: an answer as it comes, then used/requested."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -64,12 +63,16 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{len(completion.token_ids)} tokens used{cut}, {asked}")
 
 
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
 def show(
     engine: RolloutEngine,
     request: Request,
     sampling: Sampling,
     tokenizer: PreTrainedTokenizerBase,
-    write: Callable[[str], object] = functools.partial(print, end="", flush=True),
+    write: Callable[[str], object] = _write,
 ) -> Completion:
     """The completion of one request, its text written as far as it is certain, token by token."""
     ids: list[int] = []
