@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, StoppingCriteria
 
-from bench import machine
+from bench import machine, memory
+from bench.memory import status
 from trainer.data.prompts import encode_prompt
 from trainer.embedded.task import make_problem
 from trainer.model import Decoder, load_model
@@ -260,16 +261,10 @@ def print_peak(subject: Subject, name: str) -> None:
         other = transformers_run(subject)
         run = lambda some: other(some, max(subject.sizes.batches))  # noqa: E731
     run(requests[:1])
-    before = resident("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
     run(requests)
-    print((resident("VmHWM") - before) / 1024)
-
-
-def resident(field: str) -> int:
-    """KiB of resident memory now (VmRSS), or at most since the last reset (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
+    print((status("VmHWM") - before) / memory.MIB)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

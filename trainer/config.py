@@ -92,6 +92,8 @@ class RolloutSettings:
     batch_invariant: bool
     """Bit for bit the same log-probs in rollout and trainer, on the CPU in float32: linear layers
     in row blocks of one size. See docs/rollout.md."""
+    cuda_graphs: bool
+    """Decode steps as CUDA graphs, see trainer/rollout/graphs.py. Not yet proven on a GPU: off."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python -m trainer.generate --budget 64 "3+4+5=?"`: an answer as it comes, then used/requested."""
+"""`python -m trainer.generate --budget 64 "3+4+5=?"`: an answer as it comes, its length."""
 
 from __future__ import annotations
 

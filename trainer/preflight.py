@@ -142,6 +142,8 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
     if config.algorithm.kl_coef > 0:
         dtype = getattr(torch, config.model.dtype)
         reference = load_model(folder, dtype=dtype, device=device).requires_grad_(False)
+    if config.rollout.cuda_graphs and device != "cuda":
+        raise ConfigError(f"rollout.cuda_graphs: there are none on {device}")
     if config.rollout.batch_invariant:
         check_batch_invariant(config)
         make_batch_invariant(model)
@@ -159,6 +161,7 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         page_size=config.rollout.page_size,
         pages=config.rollout.pages,
         batch_invariant=config.rollout.batch_invariant,
+        cuda_graphs=config.rollout.cuda_graphs,
     )
     optimizer = Optimizer(model, config.optim)
     parts = Trainer(config, model, reference, tokenizer, think_end, stream, engine, optimizer)

@@ -7,7 +7,7 @@ import torch
 from rollout_helpers import EOS, PROMPTS, WARM, engine_of, mixed_requests, tokens
 
 from tests.helpers import tiny_decoder
-from trainer.rollout import Request, engine
+from trainer.rollout import Request, engine, graphs
 from trainer.signals import Stopped
 
 # What must not matter
@@ -67,6 +67,37 @@ def test_looking_at_tokens_every_few_steps_changes_nothing(monkeypatch):
             )
             again = engine_of(model, 6, **settings).generate(requests, WARM)
         assert tokens(again) == tokens(usual)
+
+
+def test_graphs_change_nothing(monkeypatch):
+    """A stand-in that, like a CUDA graph, runs a fixed number of rows into fixed outputs."""
+    sizes = []
+
+    def capture(step, state):
+        before = state.clone()
+        outputs = step()
+        state.copy_(before)
+        sizes.append(len(outputs[0]))
+
+        def replay():
+            for fixed, new in zip(outputs, step(), strict=True):
+                fixed.copy_(new)
+            return outputs
+
+        return replay
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    model, requests = tiny_decoder(), mixed_requests()
+    for settings in ({"batch_size": 6}, {"batch_size": 64}, {"page_size": 4, "pages": 13}):
+        usual = tokens(engine_of(model, **settings).generate(requests, WARM))
+        drawn = engine_of(model, cuda_graphs=True, **settings).generate(requests, WARM)
+        assert tokens(drawn) == usual
+    assert sizes[:4] == [6, 20, 16, 8]  # never more than the batch has
+
+
+def test_sizes_of_graphs():
+    found = [graphs.padded_rows(rows, 200) for rows in (1, 8, 9, 17, 33, 64, 65, 193, 200)]
+    assert found == [8, 8, 16, 32, 64, 64, 96, 200, 200]
 
 
 # What it costs

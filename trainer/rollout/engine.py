@@ -46,10 +46,12 @@ class RolloutEngine:
         page_size: int = 16,
         pages: int = 0,
         batch_invariant: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model, self.eos_id = model, eos_id
         self.vocab_size, self.batch_size, self.dtype = vocab_size, batch_size, dtype
         self.page_size, self.pages, self.batch_invariant = page_size, pages, batch_invariant
+        self.cuda_graphs = cuda_graphs
         self.stats = RolloutStats()
 
     def generate(
@@ -92,6 +94,7 @@ class RolloutEngine:
             page_size=self.page_size,
             pages_per_row=max(pool.pages_for(_most_tokens(r)) for r in requests),
             batch_invariant=self.batch_invariant,
+            cuda_graphs=self.cuda_graphs,
         )
         with kept_casts():
             while scheduler.left:

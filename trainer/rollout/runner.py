@@ -11,6 +11,7 @@ from torch import Tensor
 import kernels
 from trainer.model import DecodeAttention, Decoder, PackedAttention, PagedCache, mixed
 from trainer.model.invariant import block_linear, block_logprob
+from trainer.rollout import graphs
 from trainer.rollout.requests import Sampling
 from trainer.rollout.scheduler import Admission, Sample
 
@@ -32,16 +33,21 @@ class Runner:
         page_size: int,
         pages_per_row: int,
         batch_invariant: bool,
+        cuda_graphs: bool,
     ) -> None:
         self.model, self.sampling, self.vocab_size = model, sampling, vocab_size
         self.dtype, self.page_size, self.batch_invariant = dtype, page_size, batch_invariant
         self.scale = model.config.attention_scale
         self.device = model.head_weight.device
         cache_dtype = torch.bfloat16 if dtype == "bfloat16" else model.head_weight.dtype
-        self.cache = PagedCache.empty(model.config, pages, page_size, cache_dtype, self.device)
+        # One page more, for the rows that fill up a graph.
+        self.cache = PagedCache.empty(model.config, pages + 1, page_size, cache_dtype, self.device)
+        self.scratch_page = pages
         # Last token, tokens in the cache, tokens of the prompt, seed
         self.rows = torch.zeros(4, rows, dtype=torch.int64, device=self.device)
         self.block_table = torch.zeros(rows, pages_per_row, dtype=torch.int32, device=self.device)
+        self.cuda_graphs = cuda_graphs
+        self._graphs: dict[int, graphs.Step] = {}
 
     def start(self, admission: Admission, rows: int) -> tuple[Tensor, Tensor]:
         """Prefills and fills the rows from `rows` on; the new rows' first tokens, see `draw`."""
@@ -67,6 +73,18 @@ class Runner:
 
     def decode(self, rows: int) -> tuple[Tensor, Tensor]:
         """One token more for rows 0..rows-1: (tokens int64, logprobs float32), [rows] each."""
+        if not self.cuda_graphs:
+            return self._step(rows)
+        size = graphs.padded_rows(rows, self.rows.shape[1])
+        # Rows that only fill up the graph: their tokens go to a page that nobody reads.
+        self.block_table[rows:size] = self.scratch_page
+        self.rows[:, rows:size] = 0
+        if size not in self._graphs:
+            self._graphs[size] = graphs.capture(lambda: self._step(size), self.rows)
+        tokens, logprobs = self._graphs[size]()
+        return tokens[:rows].clone(), logprobs[:rows].clone()  # the next replay writes there again
+
+    def _step(self, rows: int) -> tuple[Tensor, Tensor]:
         state = self.rows[:, :rows]
         length = state[_LENGTH]
         attend = DecodeAttention(self.cache, self.block_table[:rows], length, self.scale)
