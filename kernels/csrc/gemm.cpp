@@ -31,18 +31,7 @@ LCPO_INLINE void tile(const Gemm& g, int64_t i0, int64_t j0) {
   const int64_t by_row = g.transposed ? 1 : g.lda, by_step = g.transposed ? g.lda : 1;
   const float* b = g.b + j0;
   float* c = g.c + i0 * g.ldc + j0;
-  V sum[MR][NR];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NR; ++j) {
-      if (g.accumulate) {
-        std::memcpy(&sum[i][j], c + i * g.ldc + j * W, sizeof(V));
-      } else {
-        sum[i][j] = V{};
-      }
-    }
-  }
+  V sum[MR][NR] = {};
   for (int64_t p = 0; p < g.k; ++p) {
     V row[NR];
 #pragma GCC unroll 8
@@ -59,7 +48,13 @@ LCPO_INLINE void tile(const Gemm& g, int64_t i0, int64_t j0) {
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < NR; ++j) std::memcpy(c + i * g.ldc + j * W, &sum[i][j], sizeof(V));
+    for (int j = 0; j < NR; ++j) {
+      float* to = c + i * g.ldc + j * W;
+      V before = {};
+      if (g.accumulate) std::memcpy(&before, to, sizeof(V));
+      sum[i][j] += before;
+      std::memcpy(to, &sum[i][j], sizeof(V));
+    }
   }
 }
 
@@ -102,21 +97,21 @@ void gemm_plain(const Gemm& g) { panels<Float4, 4>(g); }
 LCPO_INLINE Float4 low(Float4 x, Float4 y) { return LCPO_SHUFFLE(x, y, 0, 4, 1, 5); }
 LCPO_INLINE Float4 high(Float4 x, Float4 y) { return LCPO_SHUFFLE(x, y, 2, 6, 3, 7); }
 
-using Run = void (*)(const Gemm&);
-
-Run pick() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return gemm_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return gemm_avx2;
-#endif
-  return gemm_plain;
-}
-
 }  // namespace
 
+std::vector<GemmRun> gemm_levels() {
+  std::vector<GemmRun> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f")) found.push_back(gemm_avx512);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(gemm_avx2);
+#endif
+  found.push_back(gemm_plain);
+  return found;
+}
+
 void gemm(const Gemm& g) {
-  static const Run run = pick();
+  static const GemmRun run = gemm_levels().front();
   run(g);
 }
 

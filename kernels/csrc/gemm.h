@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace lcpo {
 
 // C[m, n] (+)= A[m, k] · B[k, n], n a multiple of 16. With `transposed` A is stored as [k, m].
-// Each entry of C is one chain of multiply-adds over k in order, whatever m, n and the machine's
-// registers: cutting a product along m or n, or along k with `accumulate`, changes no bit.
+// Each entry is one chain of multiply-adds over k in order, then added to C with `accumulate`,
+// whatever m, n and the machine's registers: cutting a product along m or n changes no bit.
 struct Gemm {
   int64_t m, n, k;
   const float* a;
@@ -19,6 +20,10 @@ struct Gemm {
   bool transposed, accumulate;
 };
 void gemm(const Gemm& g);
+
+// The builds of `gemm` that this machine can run, the one it takes first.
+using GemmRun = void (*)(const Gemm&);
+std::vector<GemmRun> gemm_levels();
 
 // out[c, r] = in[r, c]; rows and columns multiples of 4.
 void transpose(const float* in, int64_t rows, int64_t columns, int64_t in_stride, float* out,

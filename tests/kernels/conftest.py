@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 import kernels
-from kernels import cpp_impl
+from kernels import cpp_impl, dispatch
 
 
 @pytest.fixture(params=["torch", "cpp"])
@@ -13,7 +13,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each backend, for the ops that have both; all else stays on torch."""
     if request.param == "cpp" and cpp_impl.library() is None:
         pytest.skip(cpp_impl.why_missing())
-    ops = ("linear_logprob", "linear_logprob_backward", "count_lengths", "sample_tokens")
+    ops = [op for op, backends in dispatch.IMPLEMENTATIONS.items() if "cpp" in backends]
     with kernels.override(",".join(f"{op}={request.param}" for op in ops)):
         yield request.param
 

@@ -16,7 +16,7 @@ def test_csrc_under_sanitizers(tmp_path):
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     for command in (
         ["cmake", "-S", ROOT, "-B", tmp_path, *generator, "-DLCPO_SANITIZE=ON"],
-        ["cmake", "--build", tmp_path, "--target", "csrc_test"],
+        ["cmake", "--build", tmp_path, "--target", "csrc_test", "csrc_attention_test"],
         ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
     ):
         ran = subprocess.run(command, capture_output=True, text=True)
