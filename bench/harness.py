@@ -108,7 +108,7 @@ def summary(samples: list[tuple[float, ...]], floors: list[float]) -> list[dict[
             "ms_median": f"{1e3 * statistics.median(seconds):.4g}",
             "ms_min": f"{1e3 * min(seconds):.4g}",
             "floor_ms": f"{1e3 * floor:.4g}",
-            "ratio_to_floor": f"{statistics.median(seconds) / floor:.3g}",
+            "ratio_to_floor": f"{statistics.median(seconds) / floor:.3g}" if floor else "",
         }
         for title, seconds, floor in zip(PASSES, columns, floors, strict=False)
     ]

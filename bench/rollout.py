@@ -106,9 +106,8 @@ class OwnLength(StoppingCriteria):
 
 def transformers_run(subject: Subject) -> Callable[[Sequence[Request], int], None]:
     """`generate` in batches, left-padded, the same lengths and temperature."""
-    model = AutoModelForCausalLM.from_pretrained(
-        subject.folder, dtype=getattr(torch, subject.dtype)
-    ).eval()
+    dtype = getattr(torch, subject.dtype)
+    model = AutoModelForCausalLM.from_pretrained(subject.folder, dtype=dtype).eval()
 
     def run(requests: Sequence[Request], batch_size: int) -> None:
         for at in range(0, len(requests), batch_size):
@@ -244,10 +243,8 @@ def peak_memory(subject: Subject, args: argparse.Namespace) -> dict[str, float]:
         command = [sys.executable, "-m", "bench.rollout", str(subject.folder), "--peak", name]
         command += ["--dtype", subject.dtype, *(["--quick"] if args.quick else [])]
         environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0"}
-        ran = subprocess.run(
-            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
-        )
-        found[f"peak memory, {name}, MiB"] = float(ran.stdout.split()[-1])
+        out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+        found[f"peak memory, {name}, MiB"] = float(out.split()[-1])
     return found
 
 

@@ -9,6 +9,7 @@ from kernels.ops.count_lengths import Lengths, count_lengths
 from kernels.ops.elementwise import rms_norm, rope, swiglu
 from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
 from kernels.ops.linear_logprob import linear_logprob, logprob_from_logits
+from kernels.ops.linear_policy_loss import linear_policy_loss
 from kernels.ops.paged_decode_attention import paged_decode_attention
 from kernels.ops.policy_loss import PolicyStats, policy_loss
 from kernels.ops.sample_tokens import Sampled, sample_tokens
@@ -24,6 +25,7 @@ __all__ = [
     "count_lengths",
     "lcpo_advantage",
     "linear_logprob",
+    "linear_policy_loss",
     "logprob_from_logits",
     "override",
     "paged_decode_attention",

@@ -33,6 +33,7 @@ from kernels.torch_ref import (
     elementwise,
     lcpo_advantage,
     linear_logprob,
+    linear_policy_loss,
     paged_decode_attention,
     policy_loss,
     sample_tokens,
@@ -63,6 +64,14 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "linear_logprob_backward": {
         "torch": linear_logprob.backward,
         "cpp": partial(linear_logprob.backward, rows_kernel=cpp_logprob_rows.logprob_rows_backward),
+    },
+    "linear_policy_loss": {
+        "torch": linear_policy_loss.linear_policy_loss,
+        "cpp": partial(
+            linear_policy_loss.linear_policy_loss,
+            rows_kernel=cpp_logprob_rows.logprob_rows,
+            rows_backward=cpp_logprob_rows.logprob_rows_backward,
+        ),
     },
     "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
     "count_lengths": {
@@ -103,6 +112,7 @@ CPP_DTYPES = {
     "sample_tokens": cpp_sample_tokens.DTYPES,
     "linear_logprob": cpp_logprob_rows.DTYPES,
     "linear_logprob_backward": cpp_logprob_rows.DTYPES,
+    "linear_policy_loss": cpp_logprob_rows.DTYPES,
     "varlen_attention": cpp_varlen_attention.DTYPES,
     "varlen_attention_backward": cpp_varlen_attention.DTYPES,
     "paged_decode_attention": cpp_paged_decode_attention.DTYPES,

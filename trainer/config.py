@@ -49,9 +49,8 @@ class BudgetSettings:
     """dual: each prompt is exact or max with probability 1/2."""
     law: Literal["uniform", "log_uniform"]
     min: PosInt
-    """Tokens, inclusive."""
     max: PosInt
-    """Tokens, inclusive."""
+    """Tokens, both inclusive."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,8 @@ class TrainSettings:
     """Packed tokens a forward and backward pass."""
     debug: bool
     """Assert ratio == 1 on the first mini-batch."""
+    self_check_every: Count
+    """Steps between checks of the kernels against the torch reference; 0 never checks."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,16 @@ from trainer.step import Trainer, train_step
 from trainer.types import Problem
 
 # Settings that may differ between a checkpoint and the run that continues it.
-FREE_KEYS = ("train.steps", "evaluate.", "checkpoint.", "log.", "resume", "dir", "threads")
+FREE_KEYS = (
+    "train.steps",
+    "train.self_check_every",
+    "evaluate.",
+    "checkpoint.",
+    "log.",
+    "resume",
+    "dir",
+    "threads",
+)
 
 
 @dataclass

@@ -22,11 +22,12 @@ from trainer.data.stream import Cursor, PromptStream
 from trainer.grading import grade
 from trainer.metrics import Clock, MicroBatch, Outcome
 from trainer.model import Decoder, PackedAttention, mixed
-from trainer.model.invariant import block_logprob
+from trainer.model.invariant import block_logprob, block_policy_loss
 from trainer.optim import Optimizer
 from trainer.packing import pack, sequence_weights, split_by_tokens
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.seeds import derive_seed
+from trainer.selfcheck import self_check
 from trainer.types import Advantages, PackedBatch, Prompt, Rollout, StepStats
 
 
@@ -60,6 +61,7 @@ def train_step(trainer: Trainer) -> StepStats:
             [with_old_logprobs(trainer, batch, rollouts) for batch in batches]
             for batches in pack_updates(config, rollouts, trainer.model.head_weight.device)
         ]
+    self_check(trainer, updates, logprobs)
     outcomes = []
     with clock("update"):
         for number, micro_batches in enumerate(updates):
@@ -149,17 +151,20 @@ def pack_updates(
     return updates
 
 
+def response_states(model: Decoder, batch: PackedBatch) -> torch.Tensor:
+    """Hidden states that predict response tokens [R, H]: prompt rows never reach the head."""
+    attend = PackedAttention(batch.cu_seqlens, batch.max_seqlen, model.config.attention_scale)
+    return model(batch.input_ids, batch.position_ids, attend)[batch.rows]
+
+
 def logprobs(
     config: Config, model: Decoder, batch: PackedBatch, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tempered log-prob and entropy of each response token, float32 [R] each; no logits kept."""
-    attend = PackedAttention(batch.cu_seqlens, batch.max_seqlen, model.config.attention_scale)
-    invariant = config.rollout.batch_invariant
-    linear_logprob = block_logprob if invariant else kernels.linear_logprob
+    linear_logprob = block_logprob if config.rollout.batch_invariant else kernels.linear_logprob
     with mixed(model.head_weight.device, config.model.dtype):
-        hidden = model(batch.input_ids, batch.position_ids, attend)  # [T, H]
         return linear_logprob(
-            hidden[batch.rows],  # [R, H]: prompt rows never reach the head
+            response_states(model, batch),
             model.head_weight,
             batch.targets,
             temperature=config.rollout.temperature,
@@ -188,22 +193,28 @@ def policy_loss(
     trainer: Trainer, micro: MicroBatch, advantages: Advantages
 ) -> tuple[torch.Tensor, kernels.PolicyStats]:
     """The micro-batch's share of the step's loss, float32 scalar, and its statistics."""
-    settings, batch = trainer.config.algorithm, micro.batch
-    logprob, entropy = logprobs(trainer.config, trainer.model, batch, trainer.engine.vocab_size)
-    return kernels.policy_loss(
-        logprob,
-        micro.old,
-        micro.ref,
-        entropy,
-        advantages.advantage[batch.samples],  # [B]
-        batch.seq_weight,
-        batch.seq_ids,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        kl_coef=settings.kl_coef,
-        kl_grad=settings.kl_grad,
-        entropy_coef=settings.entropy_coef,
+    config, model, batch = trainer.config, trainer.model, micro.batch
+    linear_policy_loss = (
+        block_policy_loss if config.rollout.batch_invariant else kernels.linear_policy_loss
     )
+    with mixed(model.head_weight.device, config.model.dtype):
+        return linear_policy_loss(
+            response_states(model, batch),
+            model.head_weight,
+            batch.targets,
+            micro.old,
+            micro.ref,
+            advantages.advantage[batch.samples],  # [B]
+            batch.seq_weight,
+            batch.seq_ids,
+            temperature=config.rollout.temperature,
+            vocab_size=trainer.engine.vocab_size,
+            clip_low=config.algorithm.clip_low,
+            clip_high=config.algorithm.clip_high,
+            kl_coef=config.algorithm.kl_coef,
+            kl_grad=config.algorithm.kl_grad,
+            entropy_coef=config.algorithm.entropy_coef,
+        )
 
 
 def statistics(

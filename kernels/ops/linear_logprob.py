@@ -33,11 +33,29 @@ def linear_logprob(
     R = 0 is allowed. Under autocast the products run in autocast's dtype and float32 master
     weights keep a float32 gradient.
 
-    No [R, V] tensor is held whole: chunks of `chunk_tokens` rows are recomputed in the backward
-    pass, and weight's gradient is summed in float32 and cast once.
+    No [R, V] tensor is held whole: tiles of at most `chunk_tokens` rows are recomputed in the
+    backward pass. Gradients are summed in float32 and cast once.
     Raises ValueError for shapes or dtypes that do not fit and, on the CPU, for a target outside
     [0, vocab_size).
     """
+    vocab_size, gemm_dtype = require_head(
+        hidden, weight, targets, temperature, vocab_size, chunk_tokens
+    )
+    logprob, entropy, _ = _forward_op(
+        hidden, weight, targets, float(temperature), vocab_size, chunk_tokens, gemm_dtype
+    )
+    return logprob, entropy
+
+
+def require_head(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    vocab_size: int | None,
+    chunk_tokens: int,
+) -> tuple[int, torch.dtype]:
+    """The checks of linear_logprob; returns vocab_size, and the dtype that the products take."""
     require_shape("hidden", hidden, (None, None))
     require_shape("weight", weight, (None, hidden.shape[1]))
     require_shape("targets", targets, (hidden.shape[0],))
@@ -48,15 +66,10 @@ def linear_logprob(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
-        gemm_dtype = torch.get_autocast_dtype(device)
-    else:
-        require_dtype("hidden", hidden, torch.float32, torch.bfloat16, torch.float64)
-        require_dtype("weight", weight, hidden.dtype)
-        gemm_dtype = hidden.dtype
-    logprob, entropy, _ = _forward_op(
-        hidden, weight, targets, float(temperature), vocab_size, chunk_tokens, gemm_dtype
-    )
-    return logprob, entropy
+        return vocab_size, torch.get_autocast_dtype(device)
+    require_dtype("hidden", hidden, torch.float32, torch.bfloat16, torch.float64)
+    require_dtype("weight", weight, hidden.dtype)
+    return vocab_size, hidden.dtype
 
 
 def logprob_from_logits(

@@ -58,24 +58,12 @@ def policy_loss(
 
     R = 0 gives loss 0 with a gradient path. Raises ValueError for arguments that do not fit.
     """
-    rows, sequences = logprob.shape[0], advantage.shape[0]
-    for name, tensor, size in (
-        ("logprob", logprob, rows),
-        ("old", old, rows),
-        ("ref", ref, rows),
-        ("entropy", entropy, rows),
-        ("advantage", advantage, sequences),
-        ("seq_weight", seq_weight, sequences),
-    ):
+    rows = logprob.shape[0]
+    for name, tensor in (("logprob", logprob), ("entropy", entropy)):
         if tensor is not None:
-            require_shape(name, tensor, (size,))
+            require_shape(name, tensor, (rows,))
             require_dtype(name, tensor, torch.float32)
-    require_shape("seq_ids", seq_ids, (rows,))
-    require_dtype("seq_ids", seq_ids, torch.int32)
-    if kl_grad not in KL_GRADS:
-        raise ValueError(f"unknown kl_grad {kl_grad!r}; there are {KL_GRADS}")
-    if ref is None and kl_coef != 0:
-        raise ValueError(f"kl_coef={kl_coef} needs reference log-probs, got None")
+    require_policy(rows, old, ref, advantage, seq_weight, seq_ids, kl_coef=kl_coef, kl_grad=kl_grad)
     if entropy is None and entropy_coef != 0:
         raise ValueError(f"entropy_coef={entropy_coef} needs the entropy, got None")
     loss, _, _, stats = _op(
@@ -93,6 +81,36 @@ def policy_loss(
         float(entropy_coef),
     )
     return loss, PolicyStats(*stats.unbind())
+
+
+def require_policy(
+    rows: int,
+    old: Tensor,
+    ref: Tensor | None,
+    advantage: Tensor,
+    seq_weight: Tensor,
+    seq_ids: Tensor,
+    *,
+    kl_coef: float,
+    kl_grad: str,
+) -> None:
+    """The checks of policy_loss on all but what comes from the policy itself."""
+    sequences = advantage.shape[0]
+    for name, tensor, size in (
+        ("old", old, rows),
+        ("ref", ref, rows),
+        ("advantage", advantage, sequences),
+        ("seq_weight", seq_weight, sequences),
+    ):
+        if tensor is not None:
+            require_shape(name, tensor, (size,))
+            require_dtype(name, tensor, torch.float32)
+    require_shape("seq_ids", seq_ids, (rows,))
+    require_dtype("seq_ids", seq_ids, torch.int32)
+    if kl_grad not in KL_GRADS:
+        raise ValueError(f"unknown kl_grad {kl_grad!r}; there are {KL_GRADS}")
+    if ref is None and kl_coef != 0:
+        raise ValueError(f"kl_coef={kl_coef} needs reference log-probs, got None")
 
 
 @torch.library.custom_op("lcpo::policy_loss", mutates_args=())

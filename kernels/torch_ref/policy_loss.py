@@ -7,7 +7,7 @@ from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in float32 and in a sum over 2**20 tokens
 KL_LIMIT = 10.0  # of L1's public code
-STATS = 6
+STATS, RATIO_MAX_DEV = 6, 1  # how many, and the index of the one that is no sum
 
 
 def policy_loss(

@@ -17,6 +17,7 @@ ZERO_IS_FINE = {
     "rollout.pages", "algorithm.clip_low", "algorithm.clip_high", "algorithm.kl_coef",
     "algorithm.entropy_coef", "optim.warmup_steps", "optim.beta1", "optim.beta2",
     "optim.weight_decay", "evaluate.every", "evaluate.temperature",
+    "train.self_check_every",
 }  # fmt: skip
 SHARES = {
     "reward.delta", "rollout.top_p", "evaluate.top_p", "algorithm.clip_low", "optim.beta1",

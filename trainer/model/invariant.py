@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import linear_logprob
+from kernels import PolicyStats, linear_logprob, linear_policy_loss
 from trainer.model.decoder import Decoder
 
 ROWS = 32
@@ -56,6 +56,33 @@ def block_logprob(
         chunk_tokens=ROWS,
     )
     return logprob[: len(hidden)], entropy[: len(hidden)]
+
+
+def block_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    old: Tensor,
+    ref: Tensor | None,
+    advantage: Tensor,
+    seq_weight: Tensor,
+    seq_ids: Tensor,
+    **settings: Any,
+) -> tuple[Tensor, PolicyStats]:
+    """kernels.linear_policy_loss, likewise; the rows that fill up are a sequence of weight 0."""
+    last = seq_weight.shape[0]
+    return linear_policy_loss(
+        _filled_up(hidden),
+        weight,
+        _filled_up(targets),
+        _filled_up(old),
+        None if ref is None else _filled_up(ref),
+        F.pad(advantage, (0, 1)),
+        F.pad(seq_weight, (0, 1)),
+        F.pad(seq_ids, (0, -len(seq_ids) % ROWS), value=last),
+        chunk_tokens=ROWS,
+        **settings,
+    )
 
 
 class _BlockProduct(torch.autograd.Function):

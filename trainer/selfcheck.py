@@ -1,0 +1,69 @@
+"""The run checks its own kernels: some log-probs once more, by the torch reference in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+import kernels
+from trainer.metrics import MicroBatch
+from trainer.types import PackedBatch
+
+if TYPE_CHECKING:
+    from trainer.step import Trainer
+
+# Largest |difference| in nats that the compute type explains. Rounding in a whole forward pass is
+# about 1e-5 in float32 and, on unlikely tokens, some tenths in bfloat16.
+BOUNDS = {"float32": 1e-3, "bfloat16": 1.0}
+
+
+def self_check(
+    trainer: Trainer,
+    updates: list[list[MicroBatch]],
+    logprobs: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+) -> None:
+    """Every train.self_check_every steps, compare the first sequence's log-probs to the reference.
+
+    `logprobs` is step.logprobs; the model's weights must be those that `updates` were made with.
+    Raises FloatingPointError with the worst token, both values and the backends, when they differ
+    by more than BOUNDS.
+    """
+    config = trainer.config
+    every, dtype = config.train.self_check_every, config.model.dtype
+    micro = next((micro for batches in updates for micro in batches), None)
+    if micro is None or every == 0 or trainer.step % every != 0:
+        return
+    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    with torch.no_grad(), kernels.override("torch"):
+        few = first_sequence(micro.batch)
+        reference, _ = logprobs(plain, trainer.model, few, trainer.engine.vocab_size)
+    ours = micro.old[: len(reference)]
+    gap = (ours - reference).abs().nan_to_num(nan=torch.inf)
+    if not len(gap) or gap.max() <= BOUNDS[dtype]:
+        return
+    at = int(gap.argmax())
+    raise FloatingPointError(
+        f"self-check: the log-prob of response token {at} (id {int(micro.batch.targets[at])}) is "
+        f"{float(ours[at])} and {float(reference[at])} by the torch reference, in {dtype} they may "
+        f"differ by {BOUNDS[dtype]}: a kernel is wrong on this machine. It ran "
+        f"{kernels.active_backends(ours.device)}; LCPO_BACKEND=torch does without"
+    )
+
+
+def first_sequence(batch: PackedBatch) -> PackedBatch:
+    """The first sequence alone: its log-probs depend on nothing else in the batch."""
+    tokens, rows = int(batch.cu_seqlens[1]), int((batch.seq_ids == 0).sum())
+    return PackedBatch(
+        input_ids=batch.input_ids[:tokens],
+        position_ids=batch.position_ids[:tokens],
+        cu_seqlens=batch.cu_seqlens[:2],
+        max_seqlen=tokens,
+        rows=batch.rows[:rows],
+        targets=batch.targets[:rows],
+        seq_ids=batch.seq_ids[:rows],
+        samples=batch.samples[:1],
+        seq_weight=batch.seq_weight[:1],
+    )
