@@ -116,7 +116,7 @@ def transformers_run(subject: Subject) -> Callable[[Sequence[Request], int], Non
             rows = [[0] * (longest - len(r.token_ids)) + [*r.token_ids] for r in batch]
             mask = [[0] * (longest - len(r.token_ids)) + [1] * len(r.token_ids) for r in batch]
             lengths = [r.max_new_tokens for r in batch]
-            model.generate(
+            drawn = model.generate(
                 torch.tensor(rows),
                 attention_mask=torch.tensor(mask),
                 max_new_tokens=max(lengths),
@@ -128,6 +128,7 @@ def transformers_run(subject: Subject) -> Callable[[Sequence[Request], int], Non
                 eos_token_id=None,
                 pad_token_id=0,
             )
+            assert drawn.shape[1] == longest + max(lengths)
 
     return run
 
