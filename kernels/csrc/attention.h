@@ -59,8 +59,8 @@ void unpack(const float* x, int64_t outer, int64_t stride, int64_t inner, int64_
 
 // One block of one head's keys and values as the products want them.
 struct KeyBlock {
-  float *k, *v;    // [KEYS, padded(size)], rows `stride` apart
-  float* k_t;      // [padded(size), KEYS]
+  float *k, *v;  // [KEYS, padded(size)], rows `stride` apart
+  float* k_t;    // [padded(size), KEYS]
   int64_t stride;
 
   // Fills k_t after the first `count` rows of k and v were written.

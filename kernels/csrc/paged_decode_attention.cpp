@@ -25,8 +25,8 @@ struct Decode {
 
   struct Workspace {
     Scratch scratch;
-    Queries queries;             // of all heads
-    float *k, *v, *k_t;          // a block of keys of all heads, and one head's turned
+    Queries queries;     // of all heads
+    float *k, *v, *k_t;  // a block of keys of all heads, and one head's turned
     std::vector<int32_t> seen;
 
     Workspace(int64_t heads, int64_t kv_heads, int64_t width)

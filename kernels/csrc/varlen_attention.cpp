@@ -165,9 +165,9 @@ struct Backward {
 
   struct Workspace {
     Scratch scratch;
-    float *k, *k_t, *v, *v_t, *dk, *dv;                // whole sequences, a block of KEYS at a time
-    float *q, *grad, *out, *dq, *lse, *delta;          // a tile of query rows
-    float *scores, *slopes;                            // [rows, KEYS]
+    float *k, *k_t, *v, *v_t, *dk, *dv;        // whole sequences, a block of KEYS at a time
+    float *q, *grad, *out, *dq, *lse, *delta;  // a tile of query rows
+    float *scores, *slopes;                    // [rows, KEYS]
     std::vector<int32_t> seen;
 
     Workspace(int64_t keys, int64_t rows, int64_t width)

@@ -46,7 +46,8 @@ void test_gemm() {
             const auto a = noise(m * k, 0.1f), b = noise(k * n, 0.2f);
             auto c = noise(m * n, 0.3f);
             const auto before = c;
-            run({m, n, k, a.data(), transposed ? m : k, b.data(), n, c.data(), n, transposed, true});
+            const int64_t lda = transposed ? m : k;
+            run({m, n, k, a.data(), lda, b.data(), n, c.data(), n, transposed, true});
             for (int64_t i = 0; i < m; ++i) {
               for (int64_t j = 0; j < n; ++j) {
                 double want = before[i * n + j];
