@@ -48,10 +48,10 @@ def print_peak(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, contend
     function = case.contenders[contender]
     if "compile" in contender:  # the compiler's own memory is not the op's
         warm_up(function, case.inputs)
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
     held = _both(function, case)
-    print(max(0.0, (_status("VmHWM") - before - _bytes(held)) / MIB))
+    print(max(0.0, (status("VmHWM") - before - _bytes(held)) / MIB))
 
 
 def _cuda_peak(function: Contender, case: Case) -> float:
@@ -76,6 +76,7 @@ def _bytes(tensors: list[Tensor]) -> int:
     return sum(x.numel() * x.itemsize for x in tensors)
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """Bytes of resident memory now (VmRSS), or at most since the last reset (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(x for x in lines if x.startswith(field + ":")).split()[1])

@@ -7,31 +7,12 @@ not here, so every field is required and `conf/` is the one place to read them.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trainer.settings import ConfigError, Count, NonNeg, Pos, PosInt, Share, build_settings
 
-class ConfigError(ValueError):
-    """A setting that cannot work; the message starts with its dotted key."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Range mark for a number: > 0, or >= 0 with `zero`; at most `most`."""
-
-    zero: bool = False
-    most: float = math.inf
-
-
-Pos = typing.Annotated[float, Range()]
-NonNeg = typing.Annotated[float, Range(zero=True)]
-Share = typing.Annotated[float, Range(zero=True, most=1.0)]
-PosInt = typing.Annotated[int, Range()]
-Count = typing.Annotated[int, Range(zero=True)]
+__all__ = ["Config", "ConfigError", "parse_config"]  # and the settings of each group
 
 
 @dataclass(frozen=True)
@@ -102,6 +83,16 @@ class RolloutSettings:
     max_response_tokens: PosInt
     batch_size: PosInt
     """Sequences decoded at once."""
+    page_size: PosInt
+    """Tokens in a page of the KV cache; flash-attn on CUDA wants a multiple of 256."""
+    pages: Count
+    """Pages of the KV cache, which bound its memory; 0 has room for batch_size full sequences.
+    When they run out, the youngest sequences wait and are computed again."""
+    batch_invariant: bool
+    """Bit for bit the same log-probs in rollout and trainer, on the CPU in float32: linear layers
+    in row blocks of one size. See docs/rollout.md."""
+    cuda_graphs: bool
+    """Decode steps as CUDA graphs, see trainer/rollout/graphs.py. Not yet proven on a GPU: off."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +111,9 @@ class AlgorithmSettings:
     """Entropy bonus: 0.001 in the public code by inheritance, 0 in the paper."""
     normaliser: Literal["token_mean", "seq_mean", "constant", "sum_of_microbatch_means"]
     """What the summed loss is divided by, see trainer/packing.py."""
+    old_logprob: Literal["trainer", "rollout"]
+    """Log-probs before the update: computed again by the trainer, or those of the rollout, which
+    must then be the same (rollout.batch_invariant)."""
     drop_truncated: bool
     """Leave truncated samples out of the loss; off as in the paper. They are counted either way."""
 
@@ -207,58 +201,9 @@ class Config:
 
 def parse_config(raw: dict[str, Any]) -> Config:
     """The checked configuration; raises ConfigError naming the key."""
-    config = _build(Config, raw, "")
+    config = build_settings(Config, raw, "")
     _cross_check(config)
     return config
-
-
-def _build(cls: type, raw: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where or 'config'}: expected a group of settings, got {raw!r}")
-    hints = typing.get_type_hints(cls, include_extras=True)
-    prefix = f"{where}." if where else ""
-    for key in raw:
-        if key not in hints:
-            raise ConfigError(f"{prefix}{key}: no such setting; there are {', '.join(hints)}")
-    for key in hints:
-        if key not in raw:
-            raise ConfigError(f"{prefix}{key}: missing")
-    return cls(**{key: _value(hints[key], raw[key], f"{prefix}{key}") for key in hints})
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the annotated type, or ConfigError; only an int for a float is cast."""
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, key)
-    if typing.get_origin(hint) is typing.Annotated:
-        kind, limit = typing.get_args(hint)
-        return _in_range(_value(kind, value, key), limit, key)
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(typing.get_args(hint))}")
-        return value
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list) or not value:
-            raise ConfigError(f"{key}: expected a list that is not empty, got {value!r}")
-        return tuple(_value(PosInt, item, key) for item in value)
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _value(str, value, key)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{key}: expected {hint.__name__}, got {value!r}")
-    return value
-
-
-def _in_range(value: float, limit: Range, key: str) -> float:
-    if not math.isfinite(value):
-        raise ConfigError(f"{key}: {value} is not a finite number")
-    if value < 0 or (value == 0 and not limit.zero):
-        least = "at least" if limit.zero else "more than"
-        raise ConfigError(f"{key}: must be {least} 0, got {value}")
-    if value > limit.most:
-        raise ConfigError(f"{key}: must be at most {limit.most:g}, got {value}")
-    return value
 
 
 def _cross_check(config: Config) -> None:
@@ -284,6 +229,11 @@ def _cross_check(config: Config) -> None:
             rollout.top_p != 1.0 or rollout.top_k != 0,
             f"rollout.top_p: training samples from the policy itself, so top_p must be 1 and top_k "
             f"0 (got {rollout.top_p}, {rollout.top_k}); evaluation has its own evaluate.top_p",
+        ),
+        (
+            algorithm.old_logprob == "rollout" and not rollout.batch_invariant,
+            "algorithm.old_logprob: rollout needs rollout.batch_invariant=true, or the ratio would "
+            "not start at 1",
         ),
         (
             config.train.micro_batch_tokens

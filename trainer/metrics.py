@@ -16,6 +16,7 @@ import torch
 import kernels
 from trainer.config import BudgetSettings
 from trainer.grading import REASONS
+from trainer.rollout import RolloutStats
 from trainer.types import Advantages, PackedBatch, Rollout
 
 BUCKETS = 4  # of equal width over [budget.min, budget.max]
@@ -171,6 +172,16 @@ def gap_metrics(
         "policy/rollout_gap_max": gap.abs().max().item(),
         "policy/rollout_gap_mean": gap.abs().mean().item(),
         "policy/rollout_gap_k3": (gap.exp() - gap - 1).mean().item(),
+    }
+
+
+def rollout_metrics(stats: RolloutStats) -> dict[str, float]:
+    """How well the engine's rows and pages were used."""
+    return {
+        "rollout/idle_share": stats.idle_share,
+        "rollout/pages_peak": stats.pages_peak,
+        "rollout/slots_per_token": stats.slots_per_token,
+        "rollout/preempted": stats.preempted,
     }
 
 

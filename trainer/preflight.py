@@ -22,6 +22,7 @@ from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
 from trainer.embedded.task import make_problem
 from trainer.model import load_model
+from trainer.model.invariant import make_batch_invariant
 from trainer.optim import Optimizer
 from trainer.rollout import RolloutEngine
 from trainer.step import Trainer
@@ -29,6 +30,7 @@ from trainer.types import Problem
 
 EMBEDDED = "embedded"
 CHECKPOINTS = "checkpoints"
+INVARIANT_OPS = ("varlen_attention", "paged_decode_attention")
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 
 
@@ -111,6 +113,22 @@ def load_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, tuple[int, ..
     return tokenizer, think_end
 
 
+def check_batch_invariant(config: Config) -> None:
+    """ConfigError where the ops cannot keep what rollout.batch_invariant promises."""
+    place = (config.model.device, config.model.dtype)
+    if place != ("cpu", "float32"):
+        raise ConfigError(
+            f"rollout.batch_invariant: exact on the CPU in float32 only, not {' '.join(place)}"
+        )
+    backends = kernels.active_backends()
+    missing = [op for op in INVARIANT_OPS if backends[op] != "cpp"]
+    if missing:
+        raise ConfigError(
+            f"rollout.batch_invariant: needs the compiled library (`make build`); without it "
+            f"{', '.join(missing)} may round differently with the number of rows"
+        )
+
+
 def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
     """Load and check everything a run needs; also the held-out problems of its evaluations."""
     folder = find_model(config.model.path)
@@ -124,6 +142,13 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
     if config.algorithm.kl_coef > 0:
         dtype = getattr(torch, config.model.dtype)
         reference = load_model(folder, dtype=dtype, device=device).requires_grad_(False)
+    if config.rollout.cuda_graphs and device != "cuda":
+        raise ConfigError(f"rollout.cuda_graphs: there are none on {device}")
+    if config.rollout.batch_invariant:
+        check_batch_invariant(config)
+        make_batch_invariant(model)
+        if reference is not None:
+            make_batch_invariant(reference)
     stream = PromptStream(
         train, tokenizer, config.budget, config.seed, config.data.max_prompt_tokens
     )
@@ -133,6 +158,10 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         vocab_size=len(tokenizer),
         batch_size=config.rollout.batch_size,
         dtype=config.model.dtype,
+        page_size=config.rollout.page_size,
+        pages=config.rollout.pages,
+        batch_invariant=config.rollout.batch_invariant,
+        cuda_graphs=config.rollout.cuda_graphs,
     )
     optimizer = Optimizer(model, config.optim)
     parts = Trainer(config, model, reference, tokenizer, think_end, stream, engine, optimizer)

@@ -22,6 +22,7 @@ from trainer.data.stream import Cursor, PromptStream
 from trainer.grading import grade
 from trainer.metrics import Clock, MicroBatch, Outcome
 from trainer.model import Decoder, PackedAttention, mixed
+from trainer.model.invariant import block_logprob, block_policy_loss
 from trainer.optim import Optimizer
 from trainer.packing import pack, sequence_weights, split_by_tokens
 from trainer.rollout import Request, RolloutEngine, Sampling
@@ -57,7 +58,7 @@ def train_step(trainer: Trainer) -> StepStats:
     advantages = lcpo.advantages(rollouts, lengths.n_total, config.reward, config.algorithm)
     with clock("old_logprob"):
         updates = [
-            [with_old_logprobs(trainer, batch) for batch in batches]
+            [with_old_logprobs(trainer, batch, rollouts) for batch in batches]
             for batches in pack_updates(config, rollouts, trainer.model.head_weight.device)
         ]
     self_check(trainer, updates, logprobs)
@@ -75,7 +76,7 @@ def train_step(trainer: Trainer) -> StepStats:
 
 
 def generate(trainer: Trainer, prompts: list[Prompt]) -> list[Rollout]:
-    """K graded samples of each prompt, group by group."""
+    """K graded samples of each prompt, group by group; graded as they end, in any order."""
     settings, seed = trainer.config.rollout, trainer.config.seed
     pairs = [(prompt, k) for prompt in prompts for k in range(settings.samples)]
     requests = [
@@ -83,21 +84,22 @@ def generate(trainer: Trainer, prompts: list[Prompt]) -> list[Rollout]:
             prompt.token_ids,
             derive_seed(seed, "sample", trainer.step, prompt.group, k),
             settings.max_response_tokens,
+            expected=min(prompt.budget, settings.max_response_tokens),
         )
         for prompt, k in pairs
     ]
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k)
-    completions = trainer.engine.generate(
+    finished = trainer.engine.stream(
         requests, sampling, lambda done, total: trainer.on_phase("rollout", done, total)
     )
-    texts = trainer.tokenizer.batch_decode([c.token_ids for c in completions])
     require_think = trainer.config.data.require_think
-    return [
-        Rollout(
-            prompt, k, completion, text, grade(text, prompt.problem, require_think=require_think)
-        )
-        for (prompt, k), completion, text in zip(pairs, completions, texts, strict=True)
-    ]
+    rollouts: dict[int, Rollout] = {}
+    for index, completion in finished:
+        prompt, k = pairs[index]
+        text = trainer.tokenizer.decode(completion.token_ids)
+        score = grade(text, prompt.problem, require_think=require_think)
+        rollouts[index] = Rollout(prompt, k, completion, text, score)
+    return [rollouts[index] for index in range(len(pairs))]
 
 
 def count(trainer: Trainer, rollouts: list[Rollout]) -> kernels.Lengths:
@@ -159,8 +161,9 @@ def logprobs(
     config: Config, model: Decoder, batch: PackedBatch, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tempered log-prob and entropy of each response token, float32 [R] each; no logits kept."""
+    linear_logprob = block_logprob if config.rollout.batch_invariant else kernels.linear_logprob
     with mixed(model.head_weight.device, config.model.dtype):
-        return kernels.linear_logprob(
+        return linear_logprob(
             response_states(model, batch),
             model.head_weight,
             batch.targets,
@@ -170,11 +173,16 @@ def logprobs(
 
 
 @torch.no_grad()
-def with_old_logprobs(trainer: Trainer, batch: PackedBatch) -> MicroBatch:
+def with_old_logprobs(trainer: Trainer, batch: PackedBatch, rollouts: list[Rollout]) -> MicroBatch:
     """Log-probs before the step, in the packing of the update: the ratio starts at exactly 1."""
     trainer.on_phase("old_logprob", 0, 0)
     config, vocab_size = trainer.config, trainer.engine.vocab_size
-    old, _ = logprobs(config, trainer.model, batch, vocab_size)
+    if config.algorithm.old_logprob == "rollout":  # the same bits: rollout.batch_invariant
+        members = batch.samples.tolist()
+        values = [lp for i in members for lp in rollouts[i].completion.logprobs]
+        old = torch.tensor(values, device=batch.rows.device)
+    else:
+        old, _ = logprobs(config, trainer.model, batch, vocab_size)
     ref = None
     if trainer.reference is not None:
         ref, _ = logprobs(config, trainer.reference, batch, vocab_size)
@@ -186,8 +194,11 @@ def policy_loss(
 ) -> tuple[torch.Tensor, kernels.PolicyStats]:
     """The micro-batch's share of the step's loss, float32 scalar, and its statistics."""
     config, model, batch = trainer.config, trainer.model, micro.batch
+    linear_policy_loss = (
+        block_policy_loss if config.rollout.batch_invariant else kernels.linear_policy_loss
+    )
     with mixed(model.head_weight.device, config.model.dtype):
-        return kernels.linear_policy_loss(
+        return linear_policy_loss(
             response_states(model, batch),
             model.head_weight,
             batch.targets,
@@ -226,6 +237,7 @@ def statistics(
         **metrics.length_metrics(rollouts, lengths, trainer.config.budget),
         **metrics.policy_metrics(outcomes),
         **metrics.gap_metrics(rollouts, micro_batches),
+        **metrics.rollout_metrics(trainer.engine.stats),
         "optim/grad_norm": optimizer.last_norm,
         "optim/lr": optimizer.lr,
         "optim/skipped": optimizer.skipped,

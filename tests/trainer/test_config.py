@@ -14,9 +14,10 @@ from trainer.config import Config, ConfigError, parse_config
 # Written down a second time on purpose: the settings where 0 means something.
 ZERO_IS_FINE = {
     "seed", "threads", "reward.alpha_exact", "reward.alpha_max", "reward.delta", "rollout.top_k",
-    "algorithm.clip_low", "algorithm.clip_high", "algorithm.kl_coef", "algorithm.entropy_coef",
-    "optim.warmup_steps", "optim.beta1", "optim.beta2", "optim.weight_decay", "evaluate.every",
-    "evaluate.temperature", "train.self_check_every",
+    "rollout.pages", "algorithm.clip_low", "algorithm.clip_high", "algorithm.kl_coef",
+    "algorithm.entropy_coef", "optim.warmup_steps", "optim.beta1", "optim.beta2",
+    "optim.weight_decay", "evaluate.every", "evaluate.temperature",
+    "train.self_check_every",
 }  # fmt: skip
 SHARES = {
     "reward.delta", "rollout.top_p", "evaluate.top_p", "algorithm.clip_low", "optim.beta1",
@@ -159,6 +160,7 @@ def test_a_group_is_a_group(value):
         ("algorithm.updates", ["algorithm.updates=64"]),
         ("rollout.top_p", ["rollout.top_p=0.95"]),
         ("rollout.top_p", ["rollout.top_k=50"]),
+        ("algorithm.old_logprob", ["algorithm.old_logprob=rollout"]),
         ("train.micro_batch_tokens", ["train.micro_batch_tokens=191"]),
         ("train.micro_batch_tokens", ["data.max_prompt_tokens=8065"]),
         ("algorithm.clip_low", ["algorithm.clip_low=1.0"]),
@@ -181,6 +183,7 @@ def test_contradictions_are_refused(key, overrides):
         ["budget.mode=none", "budget.max=129"],
         ["rollout.samples=1", "algorithm.estimator=dr_grpo"],
         ["algorithm.updates=32"],
+        ["algorithm.old_logprob=rollout", "rollout.batch_invariant=true"],
         ["train.micro_batch_tokens=192"],
         ["algorithm.clip_low=0.99"],
     ],

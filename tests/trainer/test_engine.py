@@ -4,43 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rollout_helpers import EOS, IDS, PROMPTS, WARM, engine_of, mixed_requests, tokens
 
 from tests.helpers import VOCAB_ROWS, tiny_config, tiny_decoder
 from trainer import step
-from trainer.embedded.tokenizer import build_tokenizer
 from trainer.model import Decoder, PackedAttention
 from trainer.packing import pack
-from trainer.rollout import Request, RolloutEngine, Sampling, engine
-from trainer.signals import Stopped
-from trainer.types import Completion
-
-TOKENIZER = build_tokenizer()
-IDS, EOS = len(TOKENIZER), TOKENIZER.eos_token_id
-# Lengths 1 to 30; one holds EOS, as chat templates do, and one pads.
-PROMPTS = (
-    (17,),
-    tuple(range(30, 60)),
-    (258, 18, EOS, 260, 40, EOS, 259),
-    (TOKENIZER.pad_token_id, 258, 80, 81),
-)
-WARM = Sampling(temperature=0.6)
-
-
-def engine_of(model: Decoder, batch_size: int = 64) -> RolloutEngine:
-    return RolloutEngine(model, eos_id=EOS, vocab_size=IDS, batch_size=batch_size, dtype="float32")
-
-
-def mixed_requests() -> list[Request]:
-    """Five samples of each prompt, with limits from 3 to 20."""
-    return [
-        Request(prompt, 1000 * i + k, 3 + (7 * i + 5 * k) % 18)
-        for k in range(5)
-        for i, prompt in enumerate(PROMPTS)
-    ]
-
-
-def tokens(completions: list[Completion]) -> list[list[int]]:
-    return [c.token_ids for c in completions]
+from trainer.rollout import Request, Sampling
 
 
 def full_logits(model: Decoder, ids: list[int]) -> torch.Tensor:
@@ -85,14 +55,6 @@ def test_a_sample_does_not_depend_on_its_company_or_on_the_order():
     assert backwards[::-1] == together
     assert tokens(engine_of(model).generate(requests[3::4], WARM)) == together[3::4]
     assert len(set(map(tuple, together))) == len(together)  # other seeds, other samples
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
-def test_a_sample_does_not_depend_on_when_ended_rows_are_squeezed_out(threshold, monkeypatch):
-    model, requests = tiny_decoder(), mixed_requests()
-    usual = tokens(engine_of(model).generate(requests, WARM))
-    monkeypatch.setattr(engine, "SQUEEZE_BELOW", threshold)
-    assert tokens(engine_of(model).generate(requests, WARM)) == usual
 
 
 def test_each_position_is_drawn_anew():
@@ -155,25 +117,7 @@ def test_eos_as_the_last_token_allowed_is_no_truncation():
     assert not completion.truncated
 
 
-# What it costs, and what it refuses
-
-
-def test_a_prompt_shared_by_a_group_is_prefilled_once():
-    model, seen = tiny_decoder(), []
-    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    requests = [Request(prompt, k, 1) for prompt in PROMPTS[:2] for k in range(4)]
-    engine_of(model).generate(requests, WARM)
-    assert seen == [len(PROMPTS[0]) + len(PROMPTS[1])]
-
-
-def test_ended_rows_are_squeezed_out():
-    model, seen = tiny_decoder(), []
-    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    requests = [Request(PROMPTS[0], k, 20 if k == 4 else 1) for k in range(10)]
-    completions = engine_of(model).generate(requests, WARM)
-    longest = max(len(c.token_ids) for c in completions)
-    assert longest > 2
-    assert seen == [1] * longest  # nine of ten rows ended with their first token
+# Weights
 
 
 def test_new_weights_are_used_at_once():
@@ -193,18 +137,3 @@ def test_damaged_weights_are_reported(name):
         model.get_parameter(name).view(-1)[3] = torch.nan
     with pytest.raises(FloatingPointError, match="NaN"):
         engine_of(model).generate(mixed_requests(), WARM)
-
-
-def test_progress_counts_to_the_end_and_can_stop_the_work():
-    seen = []
-    engine_of(tiny_decoder(), 6).generate(mixed_requests(), WARM, lambda *pair: seen.append(pair))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (20, 20)
-    assert {total for _, total in seen} == {20}
-
-    def stop(done: int, total: int) -> None:
-        if done >= 5:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        engine_of(tiny_decoder(), 6).generate(mixed_requests(), WARM, stop)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.model import CachedAttention, Decoder, ModelConfig, PackedAttention
+from trainer.model import DecodeAttention, Decoder, ModelConfig, PackedAttention, PagedCache
 
 SIZES = {
     "vocab_size": 61,
@@ -35,11 +35,11 @@ def sequences(lengths=LENGTHS):
     return [torch.randint(61, (length,), generator=generator) for length in lengths]
 
 
-def packed_hidden(model, batch, kv=None):
+def packed_hidden(model, batch, *cache):
     lengths = [len(sequence) for sequence in batch]
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(length) for length in lengths])
-    attend = PackedAttention(cu_seqlens, max(lengths), model.config.attention_scale, kv)
+    attend = PackedAttention(cu_seqlens, max(lengths), model.config.attention_scale, *cache)
     return model(torch.cat(batch), positions, attend)
 
 
@@ -86,26 +86,26 @@ def test_gradient_does_not_cross_sequences(model):
 
 @torch.no_grad()
 def test_prefill_and_cached_decode_equal_the_full_forward(model):
-    config, prompts, steps, capacity = model.config, (4, 1, 11), 9, 24
+    config, prompts, steps, pages = model.config, (4, 1, 11), 9, 4
     batch = sequences([prompt + steps for prompt in prompts])
+    cache = PagedCache.empty(config, 3 * pages, PAGE, torch.float32, torch.device("cpu"))
     # Slots not yet written must not matter: an earlier, larger request may have used them.
-    pages = capacity // PAGE
-    shape = (config.num_hidden_layers, 3 * pages, PAGE, config.num_key_value_heads, config.head_dim)
-    cache_k, cache_v = torch.full((2, *shape), torch.nan)
+    for part in (cache.k, cache.v):
+        part.fill_(torch.nan)
     block_table = torch.randperm(3 * pages).int().view(3, pages)
-    kv = []
-    hidden = packed_hidden(model, [s[:p] for s, p in zip(batch, prompts, strict=True)], kv)
-    for layer, (k, v) in enumerate(kv):
-        for row, (k_row, v_row) in enumerate(zip(k.split(prompts), v.split(prompts), strict=True)):
-            for t in range(prompts[row]):
-                at = block_table[row, t // PAGE], t % PAGE
-                cache_k[layer][at], cache_v[layer][at] = k_row[t], v_row[t]
+    slots = [
+        block_table[row, t // PAGE] * PAGE + t % PAGE
+        for row, p in enumerate(prompts)
+        for t in range(p)
+    ]
+    starts = [sequence[:prompt] for sequence, prompt in zip(batch, prompts, strict=True)]
+    hidden = packed_hidden(model, starts, cache, torch.tensor(slots).long())
     rows = [[part] for part in hidden.split(prompts)]
-    lengths = torch.tensor(prompts, dtype=torch.int32)
+    lengths = torch.tensor(prompts)
     for _ in range(steps):
         ids = torch.stack([s[n] for s, n in zip(batch, lengths.tolist(), strict=True)])
-        attend = CachedAttention(cache_k, cache_v, block_table, lengths, config.attention_scale)
-        hidden = model(ids, lengths.long(), attend)
+        attend = DecodeAttention(cache, block_table, lengths, config.attention_scale)
+        hidden = model(ids, lengths, attend)
         for row, new in zip(rows, hidden.split(1), strict=True):
             row.append(new)
         lengths += 1
@@ -121,20 +121,19 @@ def test_cached_decode_does_not_depend_on_its_batch(model):
     lengths, ids = torch.tensor([3, 15, 8]), torch.tensor([7, 8, 9])
 
     def decode(rows):
-        caches = cache_k.clone(), cache_v.clone()
+        cache = PagedCache(cache_k.clone(), cache_v.clone())
         block_table = torch.tensor(rows, dtype=torch.int32)[:, None]
-        attend = CachedAttention(*caches, block_table, lengths[rows], config.attention_scale)
+        attend = DecodeAttention(cache, block_table, lengths[rows], config.attention_scale)
         return model(ids[rows], lengths[rows], attend)
 
     together = decode([0, 1, 2])
     assert_close(torch.cat([decode([row]) for row in range(3)]), together)
 
 
-def test_full_cache_is_an_error():
-    shape = (2, 1, 4, 2, 12)
-    table = torch.zeros(1, 1, dtype=torch.int32)
-    with pytest.raises(IndexError):
-        CachedAttention(torch.zeros(shape), torch.zeros(shape), table, torch.tensor([4]), 1.0)
+def test_a_table_without_room_for_the_new_token_is_an_error():
+    cache = PagedCache(*torch.zeros(2, 2, 1, 4, 2, 12))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        DecodeAttention(cache, torch.zeros(1, 1, dtype=torch.int32), torch.tensor([4]), 1.0)
 
 
 def test_initial_weights_depend_on_the_seed_only():

@@ -53,7 +53,7 @@ def gradients(trainer: Trainer, rollouts: list[Rollout]) -> tuple[Gradients, int
     advantages = lcpo.advantages(rollouts, n_total, config.reward, config.algorithm)
     (batches,) = step.pack_updates(config, rollouts, torch.device("cpu"))
     for batch in batches:
-        micro = step.with_old_logprobs(trainer, batch)
+        micro = step.with_old_logprobs(trainer, batch, rollouts)
         loss, _ = step.policy_loss(trainer, micro, advantages)
         loss.backward()
     found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
@@ -148,7 +148,7 @@ def test_only_rows_that_predict_response_tokens_get_a_gradient(one_update):
     config, n_total = one_update.config, step.count(one_update, rollouts).n_total
     advantages = lcpo.advantages(rollouts, n_total, config.reward, config.algorithm)
     ((batch,),) = step.pack_updates(config, rollouts, torch.device("cpu"))
-    micro = step.with_old_logprobs(one_update, batch)
+    micro = step.with_old_logprobs(one_update, batch, [])
     loss, _ = step.policy_loss(one_update, micro, advantages)
     hidden[-1].retain_grad()
     loss.backward()

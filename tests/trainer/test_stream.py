@@ -182,9 +182,9 @@ def test_nothing_fits_is_an_error_naming_the_setting():
 class FakeEngine:
     """Answers every request alike, and remembers the requests."""
 
-    def generate(self, requests, sampling, on_progress):
+    def stream(self, requests, sampling, on_progress):
         self.requests = requests
-        return [Completion([1], [0.0], False) for _ in requests]
+        return ((i, Completion([1], [0.0], False)) for i in reversed(range(len(requests))))
 
 
 def sample(prompts, step=0) -> tuple[list, list]:
@@ -203,6 +203,7 @@ def test_all_samples_of_a_group_share_prompt_and_budget_but_no_seed():
         assert [r.sample for r in group] == [0, 1, 2, 3]
         assert all(r.prompt is prompt for r in group)
         assert {r.token_ids for r in requests[4 * i : 4 * i + 4]} == {prompt.token_ids}
+        assert {r.expected for r in requests[4 * i : 4 * i + 4]} == {prompt.budget}
     assert len({r.seed for r in requests}) == 96
 
 

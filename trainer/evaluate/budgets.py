@@ -39,7 +39,7 @@ def evaluate(
             for k in range(settings.samples):
                 path = (seed, "evaluate", budget, problem.id, k)
                 limit = round(settings.limit_factor * budget)
-                requests.append(Request(token_ids, derive_seed(*path), limit))
+                requests.append(Request(token_ids, derive_seed(*path), limit, expected=budget))
                 asked.append(budget)
                 owners.append(problem)
     sampling = Sampling(settings.temperature, settings.top_p)

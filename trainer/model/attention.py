@@ -13,59 +13,92 @@ import torch
 from torch import Tensor
 
 from kernels import paged_decode_attention, varlen_attention
+from trainer.model.config import ModelConfig
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """Keys and values of many sequences, in pages; a block table says which are a sequence's."""
+
+    k: Tensor  # [layers, pages, page_size, Hkv, D]
+    v: Tensor
+
+    @classmethod
+    def empty(
+        cls,
+        config: ModelConfig,
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> PagedCache:
+        """A cache with nothing in it; on the CPU memory is taken as pages are written."""
+        heads, size = config.num_key_value_heads, config.head_dim
+        shape = (config.num_hidden_layers, pages, page_size, heads, size)
+        return cls(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
+
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put k, v [T, Hkv, D] into `slots` int64 [T]: page · page_size + place in it."""
+        for cache, new in ((self.k, k), (self.v, v)):
+            cache[layer].flatten(0, 1).index_copy_(0, slots, new.to(cache.dtype))
+
+    def copy_pages(self, source: Tensor, target: Tensor) -> None:
+        """Copy pages `source` to pages `target`, int64 [n] each, of all layers."""
+        for cache in (self.k, self.v):
+            cache[:, target] = cache[:, source]
 
 
 @dataclass
 class PackedAttention:
     """Causal attention within each of the B sequences of a packed batch.
 
-    With `kv=[]` each layer's (k, v), both [T, Hkv, D], is appended to it: a rollout engine's
-    prefill moves them to its cache.
+    With a cache (inference only) each layer's k and v also go to its `slots`: a prefill.
     """
 
-    cu_seqlens: Tensor  # int32 [B + 1], on the CPU or with q
+    cu_seqlens: Tensor  # int32 [B + 1], best on the CPU: varlen_attention may read its values
     max_seqlen: int
     scale: float
-    kv: list[tuple[Tensor, Tensor]] | None = None
+    cache: PagedCache | None = None
+    slots: Tensor | None = None  # int64 [T], see PagedCache.write
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.kv is not None:
-            assert len(self.kv) == layer, "a capture serves one forward pass"
-            self.kv.append((k, v))
+        if self.cache is not None:
+            self.cache.write(layer, self.slots, k, v)
         return varlen_attention(q, k, v, self.cu_seqlens, self.max_seqlen, scale=self.scale)
 
 
 @dataclass
-class CachedAttention:
+class DecodeAttention:
     """One new token for each of B sequences: writes its k, v to the cache, attends over all.
 
-    Position t of row b lies in page block_table[b, t // page], slot t % page; a dense cache has one
-    page of all slots a row. `lengths` are the tokens already cached, so the new ones go to position
-    `lengths` and the caller raises its own count by one after the forward pass. Inference only: the
-    cache is written in place. A sequence without a page for its new token is the caller's mistake:
-    IndexError on the CPU.
+    Position t of row b lies in page block_table[b, t // page_size], slot t % page_size. `lengths`
+    are the tokens already cached, so the new ones go to position `lengths` and the caller raises
+    its own count by one after the forward pass. Inference only: the cache is written in place. A
+    sequence without a column for its new token is the caller's mistake: an error on the CPU.
     """
 
-    cache_k: Tensor  # [L, P, page, Hkv, D]
-    cache_v: Tensor  # [L, P, page, Hkv, D]
-    block_table: Tensor  # int32 [B, N], entries in [0, P)
-    lengths: Tensor  # int32 or int64 [B]
+    cache: PagedCache
+    block_table: Tensor  # int32 [B, N]
+    lengths: Tensor  # int64 [B]
     scale: float
-    _at: tuple[Tensor, Tensor] = field(init=False)  # int64 [B] each: page and slot to write
+    _slots: Tensor = field(init=False)  # int64 [B], where the new tokens go
     _attended: Tensor = field(init=False)  # int32 [B], the new token included
 
     def __post_init__(self) -> None:
-        rows = torch.arange(self.lengths.shape[0], device=self.lengths.device)
-        lengths, page = self.lengths.long(), self.cache_k.shape[2]
-        self._at = (self.block_table[rows, lengths // page].long(), lengths % page)
-        self._attended = (lengths + 1).int()  # a copy: the caller may count on in place
+        size = self.cache.k.shape[2]
+        page = self.block_table.gather(1, (self.lengths // size)[:, None]).squeeze(1)
+        self._slots = page * size + self.lengths % size
+        self._attended = (self.lengths + 1).int()  # a copy: the caller may count on in place
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache_k, cache_v = self.cache_k[layer], self.cache_v[layer]  # [P, page, Hkv, D]
-        cache_k[self._at] = k
-        cache_v[self._at] = v
+        self.cache.write(layer, self._slots, k, v)
         return paged_decode_attention(
-            q, cache_k, cache_v, self.block_table, self._attended, scale=self.scale
+            q,
+            self.cache.k[layer],
+            self.cache.v[layer],
+            self.block_table,
+            self._attended,
+            scale=self.scale,
         )

@@ -1,182 +1,212 @@
-"""A batched KV-cache sampler on the training weights: no copy, no sync, one model definition.
+"""Continuous batching on the training weights: no copy, no sync, one model definition.
 
-Requests run in waves of `batch_size` rows. A prompt asked for several times is prefilled once. Rows
-that have ended are squeezed out of the batch when enough have gathered. Caches live inside one
-`generate` call, so none survives a weight update.
+scheduler.py decides who runs, runner.py runs them, and this file is the loop in between. A sample
+is a pure function of its request: whatever the batch size, order, page size or preemption, the
+same tokens come out (see docs/rollout.md for what the vendor GEMM may change). Caches live inside
+one call, so none survives a weight update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
-import kernels
-from trainer.model import CachedAttention, Decoder, PackedAttention, mixed
+from trainer.model import Decoder
+from trainer.rollout.forcing import advance
+from trainer.rollout.pages import PagePool
+from trainer.rollout.requests import Request, Sampling
+from trainer.rollout.runner import Runner, kept_casts
+from trainer.rollout.scheduler import RESERVE, RolloutStats, Sample, Scheduler
 from trainer.types import Completion
 
-SQUEEZE_BELOW = 0.8  # share of live rows; below it the ended ones leave the batch
+PREFILL_TOKENS = 8192  # of one packed prefill: what bounds its memory
+SYNC_EVERY = 8  # decode steps between two looks at the tokens, on a device that runs ahead
 
-
-@dataclass(frozen=True)
-class Request:
-    """One sample to draw: its tokens are a pure function of prompt, weights, sampling and seed."""
-
-    token_ids: tuple[int, ...]
-    seed: int
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class Sampling:
-    temperature: float
-    top_p: float = 1.0
-    top_k: int = 0
-
-
-@dataclass
-class _Wave:
-    """The live rows of one wave; `rows` maps them to the wave's requests."""
-
-    rows: torch.Tensor  # int64 [B]
-    seeds: torch.Tensor  # int64 [B]
-    limits: torch.Tensor  # int64 [B], tokens still allowed to each row in all
-    lengths: torch.Tensor  # int64 [B], tokens in the cache
-    block_table: torch.Tensor  # int32 [B, 1]: one page a row
-    cache_k: torch.Tensor  # [layers, pages, S, Hkv, D]
-    cache_v: torch.Tensor
-
-    def keep(self, alive: torch.Tensor) -> None:
-        """Squeeze all row tensors to the rows in `alive` (bool [B]); the cache stays in place."""
-        index = alive.nonzero().squeeze(1)
-        for name in ("rows", "seeds", "limits", "lengths", "block_table"):
-            setattr(self, name, getattr(self, name)[index])
+Tokens = list[tuple[list[int], list[float]]]  # of each step: tokens and log-probs of the rows
 
 
 class RolloutEngine:
-    """Draws completions from `model`. `vocab_size` is the tokenizer's: ids above never come out."""
+    """Draws completions from `model`. `vocab_size` is the tokenizer's: ids above never come out.
+
+    `pages` of `page_size` tokens hold the cache; 0 makes room for a full batch at its longest.
+    `stats` are those of the last call.
+    """
 
     def __init__(
-        self, model: Decoder, *, eos_id: int, vocab_size: int, batch_size: int, dtype: str
+        self,
+        model: Decoder,
+        *,
+        eos_id: int,
+        vocab_size: int,
+        batch_size: int,
+        dtype: str,
+        page_size: int = 16,
+        pages: int = 0,
+        batch_invariant: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model, self.eos_id = model, eos_id
-        self.scale = model.config.attention_scale
         self.vocab_size, self.batch_size, self.dtype = vocab_size, batch_size, dtype
+        self.page_size, self.pages, self.batch_invariant = page_size, pages, batch_invariant
+        self.cuda_graphs = cuda_graphs
+        self.stats = RolloutStats()
 
-    @torch.no_grad()
     def generate(
         self,
         requests: Sequence[Request],
         sampling: Sampling,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Completion]:
-        """One completion a request, in their order. Raises FloatingPointError on NaN logits.
+        """One completion a request, in their order; see `stream`."""
+        done = dict(self.stream(requests, sampling, on_progress))
+        return [done[index] for index in range(len(requests))]
 
-        `on_progress(done, total)` is called at each token; an exception it raises stops the work.
+    @torch.no_grad()
+    def stream(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """(index of the request, completion) as samples end, others still under way.
+
+        `on_progress(done, total)` is called at each token, `on_token(index, token)` for each one of
+        each request; an exception they raise stops the work. Raises FloatingPointError on NaN
+        logits, and ValueError for a request that is empty or larger than the cache.
         """
-        # Long limits first and together: a wave lasts as long as its longest row.
-        order = sorted(range(len(requests)), key=lambda i: -requests[i].max_new_tokens)
-        results: dict[int, Completion] = {}
-        for start in range(0, len(order), self.batch_size):
-            members = order[start : start + self.batch_size]
-            wave = [requests[i] for i in members]
-            before = len(results)
-            with mixed(self.model.head_weight.device, self.dtype):
-                done = self._run_wave(
-                    wave,
-                    sampling,
-                    lambda n, before=before: on_progress(before + n, len(requests)),
-                )
-            results.update(zip(members, done, strict=True))
-        return [results[i] for i in range(len(requests))]
-
-    def _run_wave(
-        self, requests: list[Request], sampling: Sampling, on_progress: Callable[[int], None]
-    ) -> list[Completion]:
-        wave, hidden = self._prefill(requests)
-        count, longest = len(requests), max(r.max_new_tokens for r in requests)
-        device = hidden.device
-        tokens = torch.zeros(count, longest, dtype=torch.int64, device=device)
-        logprobs = torch.zeros(count, longest, dtype=torch.float32, device=device)
-        used = torch.zeros(count, dtype=torch.int64, device=device)
-        alive = torch.ones(count, dtype=torch.bool, device=device)
-        for position in range(longest):
-            drawn = kernels.sample_tokens(
-                self.model.logits(hidden),
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                seeds=wave.seeds,
-                positions=torch.full_like(wave.seeds, position),
-                vocab_size=self.vocab_size,
-            )
-            if bool((drawn.tokens < 0).any()):
-                raise FloatingPointError("the model's logits are NaN: the weights are damaged")
-            live = wave.rows[alive]
-            tokens[live, position] = drawn.tokens[alive]
-            logprobs[live, position] = drawn.logprob[alive]
-            used[live] = position + 1
-            alive &= (drawn.tokens != self.eos_id) & (position + 1 < wave.limits)
-            left = int(alive.sum())
-            on_progress(count - left)
-            if left == 0:
-                break
-            last = drawn.tokens
-            if left <= SQUEEZE_BELOW * len(alive):
-                last = last[alive]
-                wave.keep(alive)
-                alive = alive[alive]
-            attend = CachedAttention(
-                wave.cache_k, wave.cache_v, wave.block_table, wave.lengths, self.scale
-            )
-            hidden = self.model(last, wave.lengths, attend)
-            wave.lengths = wave.lengths + 1
-        return self._completions(tokens, logprobs, used)
-
-    def _completions(
-        self, tokens: torch.Tensor, logprobs: torch.Tensor, used: torch.Tensor
-    ) -> list[Completion]:
-        counts = used.tolist()
-        rows = zip(tokens.tolist(), logprobs.tolist(), counts, strict=True)
-        return [Completion(ids[:n], lps[:n], ids[n - 1] != self.eos_id) for ids, lps, n in rows]
-
-    def _prefill(self, requests: list[Request]) -> tuple[_Wave, torch.Tensor]:
-        """Run each distinct prompt once, packed; the wave and its last hidden states [B, H]."""
-        distinct = {r.token_ids: i for i, r in reversed(list(enumerate(requests)))}
-        prompts = list(distinct)
-        place = {ids: i for i, ids in enumerate(prompts)}
-        device = self.model.head_weight.device
-        source = torch.tensor([place[r.token_ids] for r in requests], device=device)  # [B]
-        sizes = [len(ids) for ids in prompts]
-        cu_seqlens = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
-        ids = torch.tensor([t for p in prompts for t in p], device=device)  # [T]
-        positions = torch.cat([torch.arange(n) for n in sizes]).to(device)  # [T]
-        attend = PackedAttention(cu_seqlens.to(device), max(sizes), self.scale, kv=[])
-        hidden = self.model(ids, positions, attend)
-        room = max(len(r.token_ids) + r.max_new_tokens for r in requests)
-        # Row and column of each prompt token in a [prompts, room] cache.
-        owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
-        caches = []
-        for part in (0, 1):
-            layers = [kv[part] for kv in attend.kv]  # each [T, Hkv, D]
-            shape = (len(layers), len(requests), room, *layers[0].shape[1:])
-            cache = layers[0].new_zeros(shape)
-            for layer, values in enumerate(layers):
-                by_prompt = values.new_zeros(len(prompts), max(sizes), *values.shape[1:])
-                by_prompt[owner, positions] = values
-                cache[layer, :, : max(sizes)] = by_prompt[source]
-            caches.append(cache)
-        lengths = torch.tensor(sizes, device=device)[source]
-        rows = torch.arange(len(requests), device=device)
-        wave = _Wave(
-            rows=rows,
-            seeds=torch.tensor([r.seed for r in requests], device=device),
-            limits=torch.tensor([r.max_new_tokens for r in requests], device=device),
-            lengths=lengths,
-            block_table=rows[:, None].int(),
-            cache_k=caches[0],
-            cache_v=caches[1],
+        pool = self._pool(requests)
+        scheduler = Scheduler(
+            requests, pool, batch_size=self.batch_size, prefill_tokens=PREFILL_TOKENS
         )
-        last = cu_seqlens[1:].to(device)[source].long() - 1
-        return wave, hidden[last]
+        if not requests:
+            return
+        runner = Runner(
+            self.model,
+            sampling,
+            vocab_size=self.vocab_size,
+            dtype=self.dtype,
+            rows=scheduler.batch_size,
+            pages=pool.pages,
+            page_size=self.page_size,
+            pages_per_row=max(pool.pages_for(_most_tokens(r)) for r in requests),
+            batch_invariant=self.batch_invariant,
+            cuda_graphs=self.cuda_graphs,
+        )
+        with kept_casts():
+            while scheduler.left:
+                for samples, tokens in _rounds(scheduler, runner):
+                    ended = self._record(samples, tokens, runner, on_token)
+                    if ended:
+                        scheduler.finish(ended)
+                        runner.keep(scheduler.running)
+                    self.stats = scheduler.stats()
+                    on_progress(len(requests) - scheduler.left, len(requests))
+                    for sample in ended:
+                        yield sample.index, self._completion(sample)
+
+    def _pool(self, requests: Sequence[Request]) -> PagePool:
+        """Pages for these requests; ValueError for one that could never run."""
+        pool = PagePool(self.pages, self.page_size)
+        needed = [pool.pages_for(_most_tokens(request)) for request in requests]
+        for index, request in enumerate(requests):
+            if not request.token_ids or request.max_new_tokens < 1:
+                raise ValueError(
+                    f"request {index} has {len(request.token_ids)} prompt tokens and "
+                    f"max_new_tokens={request.max_new_tokens}; both must be at least 1"
+                )
+            if self.pages and needed[index] > self.pages:
+                raise ValueError(
+                    f"request {index} may take {_most_tokens(request)} tokens, {needed[index]} "
+                    f"pages of {self.page_size}, but rollout.pages={self.pages}"
+                )
+        if self.pages:
+            return pool
+        longest = sorted(needed, reverse=True)[: self.batch_size]
+        if not longest:
+            return pool
+        # With what the scheduler keeps in reserve, and the prompt of a group that starts in parts.
+        more = math.ceil(RESERVE * len(longest)) + longest[0]
+        return PagePool(sum(longest) + more, self.page_size)
+
+    def _record(
+        self,
+        samples: Sequence[Sample],
+        steps: Tokens,
+        runner: Runner,
+        on_token: Callable[[int, int], None] | None,
+    ) -> list[Sample]:
+        """Hands the tokens to their samples; those that have ended."""
+        ended: dict[Sample, None] = {}
+        replaced = []
+        eos_id = self.eos_id
+        for tokens, logprobs in steps:
+            if min(tokens) < 0:
+                raise FloatingPointError("the model's logits are NaN: the weights are damaged")
+            for sample, token, logprob in zip(samples, tokens, logprobs, strict=True):
+                if ended and sample in ended:  # the device ran ahead of its end
+                    continue
+                if sample.request.forcing is None:
+                    done = token == eos_id or len(sample.tokens) + 1 >= sample.limit
+                else:
+                    token, forced, done = advance(sample, token, eos_id)
+                    if forced:
+                        replaced.append((sample.row, token))
+                        logprob = 0.0
+                sample.tokens.append(token)
+                sample.logprobs.append(logprob)
+                if done:
+                    ended[sample] = None
+                if on_token is not None:
+                    on_token(sample.index, token)
+        if replaced:
+            runner.replace(replaced)
+        return list(ended)
+
+    def _completion(self, sample: Sample) -> Completion:
+        truncated = sample.tokens[-1] != self.eos_id
+        return Completion(sample.tokens, sample.logprobs, truncated)
+
+
+def _rounds(scheduler: Scheduler, runner: Runner) -> Iterator[tuple[list[Sample], Tokens]]:
+    """New samples with their first tokens, as long as any start; then a few steps of all rows."""
+    while True:
+        rows = len(scheduler.running)
+        admission = scheduler.admit()
+        if not admission.started:
+            break
+        first = runner.start(admission, rows)
+        yield [sample for sample, _ in admission.started], _read([first])
+    running = scheduler.running
+    if not running:
+        return
+    steps = _steps_ahead(running, scheduler.pool.page_size, runner.device)
+    grown = scheduler.grow(steps)
+    if scheduler.running is not running:  # some were preempted
+        running = scheduler.running
+        runner.keep(running)
+    runner.extend(grown)
+    drawn = [runner.decode(len(running)) for _ in range(steps)]
+    scheduler.stepped(steps)
+    yield running, _read(drawn)
+
+
+def _steps_ahead(running: Sequence[Sample], page_size: int, device: torch.device) -> int:
+    """Decode steps before the host looks: one on the CPU, where looking costs nothing."""
+    if device.type == "cpu" or any(sample.request.forcing for sample in running):
+        return 1
+    nearest = min(sample.limit - len(sample.tokens) for sample in running)
+    return min(SYNC_EVERY, page_size, nearest)
+
+
+def _read(drawn: Sequence[tuple[Tensor, Tensor]]) -> Tokens:
+    """Tokens and log-probs of a few steps as lists; waits for the device once."""
+    tokens, logprobs = (torch.stack(part).tolist() for part in zip(*drawn, strict=True))
+    return list(zip(tokens, logprobs, strict=True))
+
+
+def _most_tokens(request: Request) -> int:
+    return len(request.token_ids) + request.max_new_tokens

@@ -1,0 +1,185 @@
+"""The tensors of a rollout: paged cache, state of the rows, prefill, decode step, sampling."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+import kernels
+from trainer.model import DecodeAttention, Decoder, PackedAttention, PagedCache, mixed
+from trainer.model.invariant import block_linear, block_logprob
+from trainer.rollout import graphs
+from trainer.rollout.requests import Sampling
+from trainer.rollout.scheduler import Admission, Sample
+
+_TOKEN, _LENGTH, _PROMPT, _SEED = range(4)
+
+
+class Runner:
+    """Runs `model` on the rows of one engine call; rows 0..n-1 hold the running samples."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        sampling: Sampling,
+        *,
+        vocab_size: int,
+        dtype: str,
+        rows: int,
+        pages: int,
+        page_size: int,
+        pages_per_row: int,
+        batch_invariant: bool,
+        cuda_graphs: bool,
+    ) -> None:
+        self.model, self.sampling, self.vocab_size = model, sampling, vocab_size
+        self.dtype, self.page_size, self.batch_invariant = dtype, page_size, batch_invariant
+        self.scale = model.config.attention_scale
+        self.device = model.head_weight.device
+        cache_dtype = torch.bfloat16 if dtype == "bfloat16" else model.head_weight.dtype
+        # One page more, for the rows that fill up a graph.
+        self.cache = PagedCache.empty(model.config, pages + 1, page_size, cache_dtype, self.device)
+        self.scratch_page = pages
+        # Last token, tokens in the cache, tokens of the prompt, seed
+        self.rows = torch.zeros(4, rows, dtype=torch.int64, device=self.device)
+        self.block_table = torch.zeros(rows, pages_per_row, dtype=torch.int32, device=self.device)
+        self.cuda_graphs = cuda_graphs
+        self._graphs: dict[int, graphs.Step] = {}
+
+    def start(self, admission: Admission, rows: int) -> tuple[Tensor, Tensor]:
+        """Prefills and fills the rows from `rows` on; the new rows' first tokens, see `draw`."""
+        self._prefill(admission)
+        if admission.copies:
+            source, target = self._ints(admission.copies).t()
+            self.cache.copy_pages(source, target)
+        groups = {id(group): group for _, group in admission.started}
+        order = {key: place for place, key in enumerate(groups)}
+        last = torch.stack([group.state for group in groups.values()])  # [groups, H]
+        hidden = last[self._ints([order[id(group)] for _, group in admission.started])]
+        new = slice(rows, rows + len(admission.started))
+        width = self.block_table.shape[1]
+        state, tables = [], []
+        for row, (sample, group) in enumerate(admission.started, rows):
+            sample.row = row
+            request = sample.request
+            state.append((0, len(group.token_ids), len(request.token_ids), request.seed))
+            tables.append(sample.block_table + [0] * (width - len(sample.block_table)))
+        self.rows[:, new] = self._ints(state).t()
+        self.block_table[new] = self._ints(tables).int()
+        return self._draw(hidden, self.rows[:, new])
+
+    def decode(self, rows: int) -> tuple[Tensor, Tensor]:
+        """One token more for rows 0..rows-1: (tokens int64, logprobs float32), [rows] each."""
+        if not self.cuda_graphs:
+            return self._step(rows)
+        size = graphs.padded_rows(rows, self.rows.shape[1])
+        # Rows that only fill up the graph: their tokens go to a page that nobody reads.
+        self.block_table[rows:size] = self.scratch_page
+        self.rows[:, rows:size] = 0
+        if size not in self._graphs:
+            self._graphs[size] = graphs.capture(lambda: self._step(size), self.rows)
+        tokens, logprobs = self._graphs[size]()
+        return tokens[:rows].clone(), logprobs[:rows].clone()  # the next replay writes there again
+
+    def _step(self, rows: int) -> tuple[Tensor, Tensor]:
+        state = self.rows[:, :rows]
+        length = state[_LENGTH]
+        attend = DecodeAttention(self.cache, self.block_table[:rows], length, self.scale)
+        with mixed(self.device, self.dtype):
+            hidden = self.model(state[_TOKEN], length, attend)  # [rows, H]
+        length += 1  # in place: these are the rows' own counts
+        return self._draw(hidden, state)
+
+    def keep(self, running: Sequence[Sample]) -> None:
+        """Closes the gaps that samples have left which are no longer running."""
+        index = self._ints([sample.row for sample in running])
+        self.rows[:, : len(running)] = self.rows[:, index]
+        self.block_table[: len(running)] = self.block_table[index]
+        for row, sample in enumerate(running):
+            sample.row = row
+
+    def extend(self, grown: Sequence[Sample]) -> None:
+        """Tells the rows of `grown` of their new last page."""
+        if grown:
+            cells = [(s.row, len(s.block_table) - 1, s.block_table[-1]) for s in grown]
+            row, column, page = self._ints(cells).t()
+            self.block_table[row, column] = page.int()
+
+    def replace(self, tokens: Sequence[tuple[int, int]]) -> None:
+        """Forced text: (row, token) to take the place of what was drawn last."""
+        row, token = self._ints(tokens).t()
+        self.rows[_TOKEN, row] = token
+
+    def _prefill(self, admission: Admission) -> None:
+        """Runs the admission's prompts, packed, into their pages; keeps their last hidden state."""
+        if not admission.prefill:
+            return
+        sizes = [len(group.token_ids) for group, _ in admission.prefill]
+        ids = [token for group, _ in admission.prefill for token in group.token_ids]
+        slots = [
+            page * self.page_size + place
+            for (_, table), size in zip(admission.prefill, sizes, strict=True)
+            for page, place in _places(table, size, self.page_size)
+        ]
+        cu_seqlens = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
+        positions = torch.cat([torch.arange(size) for size in sizes])
+        attend = PackedAttention(cu_seqlens, max(sizes), self.scale, self.cache, self._ints(slots))
+        with mixed(self.device, self.dtype):
+            hidden = self.model(self._ints(ids), positions.to(self.device), attend)  # [T, H]
+        last = hidden[cu_seqlens[1:].to(self.device).long() - 1]  # a copy: the rest is freed
+        for (group, _), state in zip(admission.prefill, last, strict=True):
+            group.state = state
+
+    def _draw(self, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next token of each row, which becomes its last one; -1 where logits are NaN."""
+        head, options = self.model.head_weight, self.sampling
+        with mixed(self.device, self.dtype):
+            logits = (
+                block_linear(hidden, head) if self.batch_invariant else self.model.logits(hidden)
+            )
+        drawn = kernels.sample_tokens(
+            logits,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seeds=state[_SEED],
+            positions=state[_LENGTH] - state[_PROMPT],
+            vocab_size=self.vocab_size,
+        )
+        # Clamped for a device that decodes on before anyone has looked at the -1.
+        state[_TOKEN] = drawn.tokens.clamp(min=0)
+        logprob = drawn.logprob
+        if self.batch_invariant and options.temperature > 0:
+            logprob, _ = block_logprob(
+                hidden,
+                head,
+                state[_TOKEN],
+                temperature=options.temperature,
+                vocab_size=self.vocab_size,
+            )
+        return drawn.tokens, logprob
+
+    def _ints(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def kept_casts() -> Iterator[None]:
+    """Autocast's low-precision copies of the weights live until the end, not until each step's.
+
+    They are cleared when no autocast block is open; this counts as one without switching it on.
+    """
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+
+
+def _places(block_table: Sequence[int], length: int, page_size: int) -> list[tuple[int, int]]:
+    """(page, place in it) of tokens 0..length-1."""
+    return [(block_table[i // page_size], i % page_size) for i in range(length)]

@@ -1,0 +1,86 @@
+"""How settings are read: a mapping into frozen dataclasses, every value checked, by its dotted key.
+
+Ranges are marks on the annotations (`PosInt`, `Share`, ...); config.py uses them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message starts with its dotted key."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Range mark for a number: > 0, or >= 0 with `zero`; at most `most`."""
+
+    zero: bool = False
+    most: float = math.inf
+
+
+Pos = typing.Annotated[float, Range()]
+NonNeg = typing.Annotated[float, Range(zero=True)]
+Share = typing.Annotated[float, Range(zero=True, most=1.0)]
+PosInt = typing.Annotated[int, Range()]
+Count = typing.Annotated[int, Range(zero=True)]
+
+
+def build_settings(cls: type, raw: Any, where: str) -> Any:
+    """`raw` as the dataclass `cls`; ConfigError with the dotted key, which `where` begins.
+
+    Unknown and missing keys, wrong types, nan and values out of range are refused.
+    """
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where or 'config'}: expected a group of settings, got {raw!r}")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    prefix = f"{where}." if where else ""
+    for key in raw:
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}: no such setting; there are {', '.join(hints)}")
+    for key in hints:
+        if key not in raw:
+            raise ConfigError(f"{prefix}{key}: missing")
+    return cls(**{key: _value(hints[key], raw[key], f"{prefix}{key}") for key in hints})
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    """`value` as the annotated type, or ConfigError; only an int for a float is cast."""
+    if dataclasses.is_dataclass(hint):
+        return build_settings(hint, value, key)
+    if typing.get_origin(hint) is typing.Annotated:
+        kind, limit = typing.get_args(hint)
+        return _in_range(_value(kind, value, key), limit, key)
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(typing.get_args(hint))}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list) or not value:
+            raise ConfigError(f"{key}: expected a list that is not empty, got {value!r}")
+        return tuple(_value(PosInt, item, key) for item in value)
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _value(str, value, key)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{key}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _in_range(value: float, limit: Range, key: str) -> float:
+    if not math.isfinite(value):
+        raise ConfigError(f"{key}: {value} is not a finite number")
+    if value < 0 or (value == 0 and not limit.zero):
+        raise ConfigError(
+            f"{key}: must be {'at least' if limit.zero else 'more than'} 0, got {value}"
+        )
+    if value > limit.most:
+        raise ConfigError(f"{key}: must be at most {limit.most:g}, got {value}")
+    return value
