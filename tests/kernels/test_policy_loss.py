@@ -192,17 +192,9 @@ def test_extreme_log_ratios(gap):
 
 def test_no_tokens():
     logprob = torch.zeros(0, requires_grad=True)
-    empty = torch.zeros(0)
-    loss, stats = kernels.policy_loss(
-        logprob,
-        empty,
-        empty,
-        empty,
-        torch.zeros(2),
-        torch.ones(2),
-        torch.zeros(0, dtype=torch.int32),
-        **SETTINGS,
-    )
+    none, per_sequence = torch.zeros(0), (torch.zeros(2), torch.ones(2))
+    arguments = (logprob, none, none, none, *per_sequence, none.int())
+    loss, stats = kernels.policy_loss(*arguments, **SETTINGS)
     loss.backward()
     assert loss == 0 and logprob.grad.shape == (0,)
     assert [float(x) for x in stats] == [0.0] * 6
