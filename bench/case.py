@@ -73,11 +73,17 @@ def imported(path: str, adapt: Callable[..., Contender], *, on: bool = True) -> 
 
 
 def warm_up(function: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Runs both passes once; returns random upstream gradients for the outputs that want one."""
+    """Runs both passes once; returns upstream gradients for the outputs that want one.
+
+    Random ones, but 1 for a scalar: a loss, as `loss.backward()` has it.
+    """
     generator = torch.Generator(inputs[0].device).manual_seed(0)
     outputs = differentiable(function(*inputs))
     upstream = [
-        torch.randn(o.shape, generator=generator, device=o.device).to(o.dtype) for o in outputs
+        torch.randn(o.shape, generator=generator, device=o.device).to(o.dtype)
+        if o.ndim
+        else torch.ones_like(o)
+        for o in outputs
     ]
     backward(outputs, inputs, upstream)
     return upstream

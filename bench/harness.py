@@ -105,13 +105,18 @@ def summary(samples: list[tuple[float, ...]], floors: list[float]) -> list[dict[
     return [
         {
             "pass": title,
-            "ms_median": f"{1e3 * statistics.median(seconds):.4g}",
-            "ms_min": f"{1e3 * min(seconds):.4g}",
-            "floor_ms": f"{1e3 * floor:.4g}",
+            "ms_median": milliseconds(statistics.median(seconds)),
+            "ms_min": milliseconds(min(seconds)),
+            "floor_ms": milliseconds(floor),
             "ratio_to_floor": f"{statistics.median(seconds) / floor:.3g}" if floor else "",
         }
         for title, seconds, floor in zip(PASSES, columns, floors, strict=False)
     ]
+
+
+def milliseconds(seconds: float) -> str:
+    """Four digits, and no exponent."""
+    return f"{1e3 * seconds:.4g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def sample(

@@ -40,17 +40,23 @@ def ceilings(device: torch.device, dtype: torch.dtype, gemm: tuple[int, int, int
         for name, (low, full, memory) in STATED.items():
             if name in torch.cuda.get_device_name(device):
                 return Ceilings(low if dtype == torch.bfloat16 else full, memory, True)
-    m, k, n = gemm
-    m = max(1, min(m, LIMIT // (n * dtype.itemsize)))
-    a, b = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
-    product = torch.empty(m, n, device=device, dtype=dtype)
     source = torch.ones(LIMIT // 4, device=device)
     copied = torch.empty_like(source)
+    # Large products are not the fastest ones on the CPU, so a cut that stays in cache is tried too.
+    shapes = {gemm, (min(gemm[0], 512), gemm[1], min(gemm[2], 1024))}
     return Ceilings(
-        2 * m * k * n / _fastest(lambda: torch.mm(a, b, out=product), device),
+        max(_gemm_rate(shape, device, dtype) for shape in shapes),
         2 * LIMIT / _fastest(lambda: copied.copy_(source), device),
         False,
     )
+
+
+def _gemm_rate(gemm: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> float:
+    m, k, n = gemm
+    m = max(1, min(m, LIMIT // (n * dtype.itemsize)))
+    a, b = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (n, k)))
+    product = torch.empty(m, n, device=device, dtype=dtype)
+    return 2 * m * k * n / _fastest(lambda: torch.mm(a, b.t(), out=product), device)
 
 
 def describe(device: torch.device) -> dict[str, str | int]:

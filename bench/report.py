@@ -20,7 +20,7 @@ COLUMNS = [
     *("floor_ms", "ratio_to_floor", "machine", "torch", "threads", "omp_policy", "commit"),
 ]
 BEGIN, END = "<!-- bench:begin, written by python -m bench -->", "<!-- bench:end -->"
-TITLES = ("contender", "fwd ms", "bwd ms", "both ms", "× floor", "ours is", "extra MiB")
+TITLES = ("contender", "fwd ms", "bwd ms", "both ms", "× floor", "ours faster", "extra MiB")
 
 Row = dict[str, Any]
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from kernels import cpp_impl, cuda_impl
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
@@ -27,6 +28,7 @@ from kernels.cpp_impl import logprob_from_logits as cpp_logprob_from_logits
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
 from kernels.cpp_impl import paged_decode_attention as cpp_paged_decode_attention
 from kernels.cpp_impl import policy_loss as cpp_policy_loss
+from kernels.cpp_impl import product as cpp_product
 from kernels.cpp_impl import rms_norm as cpp_rms_norm
 from kernels.cpp_impl import rope as cpp_rope
 from kernels.cpp_impl import sample_tokens as cpp_sample_tokens
@@ -65,8 +67,15 @@ def _triton(path: str) -> Callable:
     return run
 
 
+def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
+    """torch's product, but for bfloat16 with a float32 result on processors that have it."""
+    ours = a.dtype == torch.bfloat16 and out.dtype == torch.float32 and b.stride(1) == 1
+    run = cpp_product.product if ours and cpp_product.supported() else linear_logprob.product
+    run(a, b, out, add=add)
+
+
 IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
-    # The products stay with torch's GEMM; C++ replaces the passes over the rows of logits.
+    # Products are torch's, but for what it lacks (_product); C++ and Triton pass over the rows.
     "linear_logprob": {
         "torch": linear_logprob.forward,
         "cpp": partial(linear_logprob.forward, rows_kernel=cpp_logprob_rows.logprob_rows),
@@ -74,7 +83,11 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     },
     "linear_logprob_backward": {
         "torch": linear_logprob.backward,
-        "cpp": partial(linear_logprob.backward, rows_kernel=cpp_logprob_rows.logprob_rows_backward),
+        "cpp": partial(
+            linear_logprob.backward,
+            rows_kernel=cpp_logprob_rows.logprob_rows_backward,
+            product=_product,
+        ),
         "triton": partial(
             linear_logprob.backward, rows_kernel=_triton("logprob_rows.logprob_rows_backward")
         ),
@@ -85,6 +98,8 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             linear_policy_loss.linear_policy_loss,
             rows_kernel=cpp_logprob_rows.logprob_rows,
             rows_backward=cpp_logprob_rows.logprob_rows_backward,
+            loss_kernel=cpp_policy_loss.policy_loss,
+            product=_product,
         ),
         "triton": partial(
             linear_policy_loss.linear_policy_loss,
@@ -164,23 +179,8 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     },
 }
 BACKENDS = ("cuda", "triton", "cpp", "torch")  # in order of preference
-# Dtypes that the C++ kernels take, where not all that the op does.
-CPP_DTYPES = {
-    "sample_tokens": cpp_sample_tokens.DTYPES,
-    "linear_logprob": cpp_logprob_rows.DTYPES,
-    "linear_logprob_backward": cpp_logprob_rows.DTYPES,
-    "linear_policy_loss": cpp_logprob_rows.DTYPES,
-    "logprob_from_logits": cpp_logprob_from_logits.DTYPES,
-    "logprob_from_logits_backward": cpp_logprob_from_logits.DTYPES,
-    "rms_norm": cpp_rms_norm.DTYPES,
-    "rms_norm_backward": cpp_rms_norm.DTYPES,
-    "rope": cpp_rope.DTYPES,
-    "swiglu": cpp_swiglu.DTYPES,
-    "swiglu_backward": cpp_swiglu.DTYPES,
-    "varlen_attention": cpp_varlen_attention.DTYPES,
-    "varlen_attention_backward": cpp_varlen_attention.DTYPES,
-    "paged_decode_attention": cpp_paged_decode_attention.DTYPES,
-}
+# What the C++ kernels of float ops take; ops on integers have one dtype each.
+CPP_FLOATS = (torch.float32, torch.bfloat16)
 
 # A list and not a ContextVar: autograd's device threads, where backward passes run, would not
 # inherit a context.
@@ -258,9 +258,8 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     # Triton's kernels compute in float32; float64, which is for gradient checks, goes to torch.
     if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
-    if "cpp" in able and not (
-        device_type == "cpu" and dtype in CPP_DTYPES.get(op, (dtype,)) and cpp_impl.library()
-    ):
+    fits = dtype in CPP_FLOATS or not dtype.is_floating_point
+    if "cpp" in able and not (device_type == "cpu" and fits and cpp_impl.library()):
         able.remove("cpp")
     return able
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.cpp_impl.logprob_rows import DTYPES, logprob_rows, write_gradient
-
-__all__ = ["DTYPES", "backward", "forward"]
+from kernels.cpp_impl.logprob_rows import logprob_rows, write_gradient
 
 
 def forward(

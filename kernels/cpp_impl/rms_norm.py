@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kernels.cpp_impl.loading import BOOL, F64, I32, I64, PTR, bind
 
-DTYPES = (torch.float32, torch.bfloat16)  # of each tensor; others go to another backend
 _forward = bind(
     "lcpo_rms_norm_forward",
     *(PTR, BOOL, PTR, BOOL, PTR, BOOL),  # x, residual, weight, and whether they are bf16

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kernels.cpp_impl.loading import BOOL, I32, I64, PTR, bind
 
-DTYPES = (torch.float32, torch.bfloat16)  # of q and k; others go to another backend
 _rope = bind(
     "lcpo_rope",
     *(PTR, PTR, BOOL, PTR, PTR),  # q, k, is_bf16, cos, sin

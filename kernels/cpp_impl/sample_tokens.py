@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kernels.cpp_impl.loading import BOOL, F32, F64, I32, I64, PTR, bind
 
-DTYPES = (torch.float32, torch.bfloat16)  # of the logits; others go to another backend
 _sample_tokens = bind(
     "lcpo_sample_tokens",
     *(PTR, BOOL, I64, I64, I64),  # logits, is_bf16, rows, stride, vocab_size

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kernels.cpp_impl.loading import BOOL, I32, I64, PTR, bind
 
-DTYPES = (torch.float32, torch.bfloat16)  # others go to another backend
 # gate, up, is_bf16, size; out; threads
 _forward = bind("lcpo_swiglu_forward", PTR, PTR, BOOL, I64, PTR, I32)
 # grad, gate, up, is_bf16, size; d_gate, d_up; threads

@@ -41,6 +41,13 @@ LCPO_API void lcpo_logprob_backward(const void* logits, bool is_bf16, int64_t ro
                                     const float* grad_logprob, const float* grad_entropy,
                                     void* d_logits, int64_t d_columns, int32_t threads);
 
+// product: c [m, n] float32 = a · b, or += with `add`; a [m, k] (stored [k, m] when transposed) and
+// b [k, n] bf16, a stride for each. Only where lcpo_has_product(), which asks the processor.
+LCPO_API bool lcpo_has_product();
+LCPO_API void lcpo_product(const uint16_t* a, bool a_is_transposed, int64_t a_stride,
+                           const uint16_t* b, int64_t b_stride, int64_t m, int64_t n, int64_t k,
+                           float* c, int64_t c_stride, bool add, int32_t threads);
+
 // varlen_attention: q, out [T, heads, size], k, v [T, kv_heads, size], float32 or bf16,
 // cu_seqlens [sequences + 1] with T last, lse [heads, T] the log sum exp of each row's scores.
 // Contract: kernels/ops/varlen_attention.py.

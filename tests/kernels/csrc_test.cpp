@@ -129,6 +129,24 @@ void test_count_lengths() {
   }
 }
 
+// An odd k, and edges that fill no panel; sums of small integers are exact.
+void test_product(int threads) {
+  if (!lcpo_has_product()) return;
+  const int64_t m = 11, n = 50, k = 7;
+  std::vector<uint16_t> a(m * k), b(k * n);
+  for (int64_t i = 0; i < m * k; ++i) a[i] = lcpo::to_bf16(static_cast<float>(i % 5 - 2));
+  for (int64_t i = 0; i < k * n; ++i) b[i] = lcpo::to_bf16(static_cast<float>(i % 7 - 3));
+  std::vector<float> c(m * n, 1.0f);
+  lcpo_product(a.data(), false, k, b.data(), n, m, n, k, c.data(), n, true, threads);
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      float want = 1.0f;
+      for (int64_t p = 0; p < k; ++p) want += lcpo::load(&a[i * k + p]) * lcpo::load(&b[p * n + j]);
+      check(c[i * n + j] == want, "product of bf16 matrices");
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -137,6 +155,7 @@ int main(int argc, char** argv) {
   test_exp_and_log();
   test_bf16();
   test_rows(threads);
+  test_product(threads);
   test_count_lengths();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -69,7 +69,7 @@ def test_float32(backend, rows, vocab):
 
 @pytest.mark.parametrize("vocab", VOCABULARIES)
 @pytest.mark.parametrize("rows", [1, 17, 129])
-def test_bfloat16(rows, vocab):
+def test_bfloat16(backend, rows, vocab):
     # Inputs are exact in bfloat16, so the error is that of the op. 1e-3: the logits are rounded to
     # 8 bits by the product in both, and where those happen to be exact plain torch has no error.
     compare(*problem(rows, vocab, torch.bfloat16), temperature=0.6, atol=1e-3)
@@ -194,7 +194,7 @@ def test_compiles_as_one_graph(backend):
     assert max(error(a, b) for a, b in zip(got, want, strict=True)) < 1e-6
 
 
-def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients():
+def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients(backend):
     hidden, weight, targets = problem(17, 129)
     grads = torch.randn(2, 17)
 

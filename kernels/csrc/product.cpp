@@ -1,0 +1,144 @@
+// Products of bf16 matrices with a float32 result, which torch has on CUDA but not on the CPU.
+//
+// c [m, n] (+)= a · b by AVX-512's vdpbf16ps: it adds the products of two pairs of bf16 to a lane of
+// float32. So both factors are packed by pairs along k, in panels that the inner loop walks through
+// without strides; each element of c is one chain over k, whatever the number of threads.
+
+#include <algorithm>
+#include <memory>
+
+#include "api.h"
+#include "bf16.h"
+#include "simd.h"
+
+#if defined(__x86_64__) && \
+    (defined(__clang__) ? __clang_major__ >= 14 : defined(__GNUC__) && __GNUC__ >= 11)
+#define LCPO_BF16_DOT
+#include <immintrin.h>
+#endif
+
+#ifdef LCPO_BF16_DOT
+namespace lcpo {
+namespace {
+
+// 8 x 3 accumulators, 3 of b and one of a leave 4 of the 32 registers.
+constexpr int64_t HEIGHT = 8, VECTORS = 3, WIDTH = VECTORS * LANES;
+
+LCPO_INLINE uint32_t pair(bf16 low, bf16 high) {
+  return static_cast<uint32_t>(high) << 16 | low;
+}
+
+// Rows [0, rows) of a column panel: out[p][i] = (x[2p][i], x[2p + 1][i]), zero outside.
+// x is [rows, columns], of which `size` <= PANEL columns are taken.
+template <int64_t PANEL>
+LCPO_CLONES void pack_columns(const bf16* x, int64_t rows, int64_t stride, int64_t size,
+                              uint32_t* out) {
+  for (int64_t r = 0; r < rows; r += 2, out += PANEL) {
+    const bf16* first = x + r * stride;
+    const bool both = r + 1 < rows;
+    const bf16* second = both ? first + stride : first;
+    const uint32_t keep = both ? 0xffffffffu : 0xffffu;
+    if (size == PANEL) {
+      LCPO_SIMD
+      for (int64_t i = 0; i < PANEL; ++i) out[i] = pair(first[i], second[i]) & keep;
+    } else {
+      for (int64_t i = 0; i < PANEL; ++i) {
+        out[i] = i < size ? pair(first[i], second[i]) & keep : 0;
+      }
+    }
+  }
+}
+
+// The same from rows: out[p][i] = (x[i][2p], x[i][2p + 1]); x is [size, columns].
+void pack_rows(const bf16* x, int64_t columns, int64_t stride, int64_t size, uint32_t* out) {
+  for (int64_t i = 0; i < HEIGHT; ++i) {
+    const bf16* row = x + i * stride;
+    for (int64_t p = 0; p < (columns + 1) / 2; ++p) {
+      const bool both = 2 * p + 1 < columns;
+      out[p * HEIGHT + i] = i < size ? pair(row[2 * p], both ? row[2 * p + 1] : bf16{0}) : 0;
+    }
+  }
+}
+
+// One tile of c from a panel of each factor, `pairs` long.
+__attribute__((target("avx512f,avx512bf16"))) void multiply(const uint32_t* a, const uint32_t* b,
+                                                            int64_t pairs, float* c,
+                                                            int64_t stride, int64_t height,
+                                                            int64_t width, bool add) {
+  __m512 sum[HEIGHT][VECTORS];
+  for (int i = 0; i < HEIGHT; ++i) {
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
+  }
+  for (int64_t p = 0; p < pairs; ++p, a += HEIGHT, b += WIDTH) {
+    __m512bh right[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
+    for (int i = 0; i < HEIGHT; ++i) {
+      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i]));
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
+    }
+  }
+  for (int v = 0; v < VECTORS; ++v) {
+    const int64_t left = std::clamp<int64_t>(width - v * LANES, 0, LANES);
+    const __mmask16 mask = static_cast<__mmask16>((1u << left) - 1u);
+    for (int i = 0; i < HEIGHT; ++i) {  // not `height`: sums must stay in registers
+      if (i >= height) continue;
+      float* at = c + i * stride + v * LANES;
+      const __m512 before = add ? _mm512_maskz_loadu_ps(mask, at) : _mm512_setzero_ps();
+      _mm512_mask_storeu_ps(at, mask, _mm512_add_ps(sum[i][v], before));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lcpo
+#endif
+
+LCPO_API bool lcpo_has_product() {
+#ifdef LCPO_BF16_DOT
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+LCPO_API void lcpo_product(const uint16_t* a, bool a_is_transposed, int64_t a_stride,
+                           const uint16_t* b, int64_t b_stride, int64_t m, int64_t n, int64_t k,
+                           float* c, int64_t c_stride, bool add, int32_t threads) {
+#ifdef LCPO_BF16_DOT
+  using namespace lcpo;
+  const int64_t pairs = (k + 1) / 2;
+  const int64_t a_panels = (m + HEIGHT - 1) / HEIGHT, b_panels = (n + WIDTH - 1) / WIDTH;
+  const std::unique_ptr<uint32_t[]> left(new uint32_t[a_panels * pairs * HEIGHT]);
+  const std::unique_ptr<uint32_t[]> right(new uint32_t[b_panels * pairs * WIDTH]);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t j = 0; j < b_panels; ++j) {
+      pack_columns<WIDTH>(b + j * WIDTH, k, b_stride, std::min(WIDTH, n - j * WIDTH),
+                          &right[j * pairs * WIDTH]);
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < a_panels; ++i) {
+      const int64_t at = i * HEIGHT, size = std::min(HEIGHT, m - at);
+      uint32_t* out = &left[i * pairs * HEIGHT];
+      if (a_is_transposed) {
+        pack_columns<HEIGHT>(a + at, k, a_stride, size, out);
+      } else {
+        pack_rows(a + at * a_stride, k, a_stride, size, out);
+      }
+    }
+    // A panel of b stays in the second-level cache while a thread's part of a goes by.
+    for (int64_t j = 0; j < b_panels; ++j) {
+#pragma omp for schedule(static) nowait
+      for (int64_t i = 0; i < a_panels; ++i) {
+        multiply(&left[i * pairs * HEIGHT], &right[j * pairs * WIDTH], pairs,
+                 c + i * HEIGHT * c_stride + j * WIDTH, c_stride, m - i * HEIGHT, n - j * WIDTH,
+                 add);
+      }
+    }
+  }
+#else
+  (void)a, (void)a_is_transposed, (void)a_stride, (void)b, (void)b_stride, (void)m, (void)n;
+  (void)k, (void)c, (void)c_stride, (void)add, (void)threads;
+#endif
+}
