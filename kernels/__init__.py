@@ -6,13 +6,16 @@ at the call. Each op's contract is the docstring of its function in `kernels.ops
 
 from kernels.dispatch import active_backends, override
 from kernels.ops.count_lengths import Lengths, count_lengths
-from kernels.ops.elementwise import rms_norm, rope, swiglu
 from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
-from kernels.ops.linear_logprob import linear_logprob, logprob_from_logits
+from kernels.ops.linear_logprob import linear_logprob
 from kernels.ops.linear_policy_loss import linear_policy_loss
+from kernels.ops.logprob_from_logits import logprob_from_logits
 from kernels.ops.paged_decode_attention import paged_decode_attention
 from kernels.ops.policy_loss import PolicyStats, policy_loss
+from kernels.ops.rms_norm import rms_norm
+from kernels.ops.rope import rope
 from kernels.ops.sample_tokens import Sampled, sample_tokens
+from kernels.ops.swiglu import swiglu
 from kernels.ops.varlen_attention import varlen_attention
 
 __all__ = [

@@ -23,22 +23,31 @@ from torch import Tensor
 
 from kernels import cpp_impl, cuda_impl
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
+from kernels.cpp_impl import lcpo_advantage as cpp_lcpo_advantage
+from kernels.cpp_impl import logprob_from_logits as cpp_logprob_from_logits
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
 from kernels.cpp_impl import paged_decode_attention as cpp_paged_decode_attention
+from kernels.cpp_impl import policy_loss as cpp_policy_loss
 from kernels.cpp_impl import product as cpp_product
+from kernels.cpp_impl import rms_norm as cpp_rms_norm
+from kernels.cpp_impl import rope as cpp_rope
 from kernels.cpp_impl import sample_tokens as cpp_sample_tokens
+from kernels.cpp_impl import swiglu as cpp_swiglu
 from kernels.cpp_impl import varlen_attention as cpp_varlen_attention
 from kernels.cuda_impl import paged_decode_attention as cuda_paged_decode_attention
 from kernels.cuda_impl import varlen_attention as cuda_varlen_attention
 from kernels.torch_ref import (
     count_lengths,
-    elementwise,
     lcpo_advantage,
     linear_logprob,
     linear_policy_loss,
+    logprob_from_logits,
     paged_decode_attention,
     policy_loss,
+    rms_norm,
+    rope,
     sample_tokens,
+    swiglu,
     varlen_attention,
 )
 
@@ -89,6 +98,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             linear_policy_loss.linear_policy_loss,
             rows_kernel=cpp_logprob_rows.logprob_rows,
             rows_backward=cpp_logprob_rows.logprob_rows_backward,
+            loss_kernel=cpp_policy_loss.policy_loss,
             product=_product,
         ),
         "triton": partial(
@@ -98,7 +108,16 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             loss_kernel=_triton("policy_loss.policy_loss"),
         ),
     },
-    "logprob_from_logits": {"torch": linear_logprob.logprob_from_logits},
+    "logprob_from_logits": {
+        "torch": logprob_from_logits.forward,
+        "cpp": cpp_logprob_from_logits.forward,
+        "triton": _triton("logprob_rows.logprob_from_logits"),
+    },
+    "logprob_from_logits_backward": {
+        "torch": logprob_from_logits.backward,
+        "cpp": cpp_logprob_from_logits.backward,
+        "triton": _triton("logprob_rows.logprob_from_logits_backward"),
+    },
     "count_lengths": {
         "torch": count_lengths.count_lengths,
         "cpp": cpp_count_lengths.count_lengths,
@@ -106,10 +125,12 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     },
     "lcpo_advantage": {
         "torch": lcpo_advantage.lcpo_advantage,
+        "cpp": cpp_lcpo_advantage.lcpo_advantage,
         "triton": _triton("lcpo_advantage.lcpo_advantage"),
     },
     "policy_loss": {
         "torch": policy_loss.policy_loss,
+        "cpp": cpp_policy_loss.policy_loss,
         "triton": _triton("policy_loss.policy_loss"),
     },
     "sample_tokens": {
@@ -117,9 +138,27 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "cpp": cpp_sample_tokens.sample_tokens,
         "triton": _triton("sample_tokens.sample_tokens"),
     },
-    "rms_norm": {"torch": elementwise.rms_norm},
-    "rope": {"torch": elementwise.rope},
-    "swiglu": {"torch": elementwise.swiglu},
+    "rms_norm": {
+        "torch": rms_norm.forward,
+        "cpp": cpp_rms_norm.forward,
+        "triton": _triton("rms_norm.forward"),
+    },
+    "rms_norm_backward": {
+        "torch": rms_norm.backward,
+        "cpp": cpp_rms_norm.backward,
+        "triton": _triton("rms_norm.backward"),
+    },
+    "rope": {"torch": rope.rope, "cpp": cpp_rope.rope, "triton": _triton("rope.rope")},
+    "swiglu": {
+        "torch": swiglu.forward,
+        "cpp": cpp_swiglu.forward,
+        "triton": _triton("swiglu.forward"),
+    },
+    "swiglu_backward": {
+        "torch": swiglu.backward,
+        "cpp": cpp_swiglu.backward,
+        "triton": _triton("swiglu.backward"),
+    },
     "varlen_attention": {
         "torch": varlen_attention.forward,
         "cpp": cpp_varlen_attention.forward,
@@ -140,16 +179,8 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     },
 }
 BACKENDS = ("cuda", "triton", "cpp", "torch")  # in order of preference
-# Dtypes that the C++ kernels take, where not all that the op does.
-CPP_DTYPES = {
-    "sample_tokens": cpp_sample_tokens.DTYPES,
-    "linear_logprob": cpp_logprob_rows.DTYPES,
-    "linear_logprob_backward": cpp_logprob_rows.DTYPES,
-    "linear_policy_loss": cpp_logprob_rows.DTYPES,
-    "varlen_attention": cpp_varlen_attention.DTYPES,
-    "varlen_attention_backward": cpp_varlen_attention.DTYPES,
-    "paged_decode_attention": cpp_paged_decode_attention.DTYPES,
-}
+# What the C++ kernels of float ops take; ops on integers have one dtype each.
+CPP_FLOATS = (torch.float32, torch.bfloat16)
 
 # A list and not a ContextVar: autograd's device threads, where backward passes run, would not
 # inherit a context.
@@ -227,9 +258,8 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     # Triton's kernels compute in float32; float64, which is for gradient checks, goes to torch.
     if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
-    if "cpp" in able and not (
-        device_type == "cpu" and dtype in CPP_DTYPES.get(op, (dtype,)) and cpp_impl.library()
-    ):
+    fits = dtype in CPP_FLOATS or not dtype.is_floating_point
+    if "cpp" in able and not (device_type == "cpu" and fits and cpp_impl.library()):
         able.remove("cpp")
     return able
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kernels.cpp_impl.loading import BOOL, F32, I32, I64, PTR, bind
 
-DTYPES = (torch.float32, torch.bfloat16)  # of the logits; others go to another backend
 _forward = bind(
     "lcpo_logprob_forward",
     *(PTR, BOOL, I64, I64, I64),  # logits, is_bf16, rows, columns, stride

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.cpp_impl.loading import F32, F64, I32, I64, PTR, bind
+from kernels.cpp_impl.loading import BOOL, F32, F64, I32, I64, PTR, bind
 
-DTYPES = (torch.float32,)  # of the logits; others go to another backend
 _sample_tokens = bind(
     "lcpo_sample_tokens",
-    *(PTR, I64, I64, I64),  # logits, rows, stride, vocab_size
+    *(PTR, BOOL, I64, I64, I64),  # logits, is_bf16, rows, stride, vocab_size
     *(F32, I64, F64),  # temperature, top_k, top_p
     *(PTR, PTR, PTR, PTR, PTR),  # seeds, positions; tokens, logprob, cut_logprob
     I32,  # threads
@@ -35,6 +34,7 @@ def sample_tokens(
     logprob, cut_logprob = torch.empty(rows), torch.empty(rows)
     _sample_tokens(
         logits.data_ptr(),
+        logits.dtype == torch.bfloat16,
         rows,
         logits.stride(0),
         vocab_size,

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kernels.cpp_impl.loading import BOOL, F32, I32, I64, PTR, bind
 
-DTYPES = (torch.float32, torch.bfloat16)  # others go to another backend
 _forward = bind(
     "lcpo_varlen_attention_forward",
     *(PTR, PTR, PTR, BOOL),  # q, k, v, is_bf16

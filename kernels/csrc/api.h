@@ -19,9 +19,9 @@ LCPO_API void lcpo_count_lengths(const int64_t* ids, const int32_t* cu_seqlens, 
                                  int32_t* n_total, int32_t* n_think, int32_t* n_answer,
                                  bool* truncated);
 
-// One token for each row of logits [rows, >= vocab_size]. top_k 0 and top_p 1 cut nothing;
+// One token for each row of logits [rows, >= vocab_size], float32 or bf16. top_k 0 and top_p 1 cut nothing;
 // temperature 0 is greedy. Contract: kernels/ops/sample_tokens.py.
-LCPO_API void lcpo_sample_tokens(const float* logits, int64_t rows, int64_t stride,
+LCPO_API void lcpo_sample_tokens(const void* logits, bool is_bf16, int64_t rows, int64_t stride,
                                  int64_t vocab_size, float temperature, int64_t top_k,
                                  double top_p, const int64_t* seeds, const int64_t* positions,
                                  int64_t* tokens, float* logprob, float* cut_logprob,
@@ -70,3 +70,46 @@ LCPO_API void lcpo_paged_decode_attention(const void* q, const void* k_cache, co
                                           int64_t page_size, int64_t pages_per_row, int64_t heads,
                                           int64_t kv_heads, int64_t size, float scale, void* out,
                                           int32_t threads);
+
+// rms_norm: rows [rows, width]; each tensor float32 or bf16, y and total as torch promotes them.
+// Without a residual (null) total is not written. d_x serves x and residual, in total's dtype, as
+// grad_total (may be null) is. Contract: kernels/ops/rms_norm.py.
+LCPO_API void lcpo_rms_norm_forward(const void* x, bool x_bf16, const void* residual,
+                                    bool residual_bf16, const void* weight, bool weight_bf16,
+                                    int64_t rows, int64_t width, double eps, void* y, void* total,
+                                    float* rstd, int32_t threads);
+LCPO_API void lcpo_rms_norm_backward(const void* grad_y, const void* grad_total,
+                                     const void* total, bool total_bf16, const void* weight,
+                                     bool weight_bf16, const float* rstd, int64_t rows,
+                                     int64_t width, void* d_x, void* d_weight, int32_t threads);
+
+// rope: q [tokens, q_heads, 2 * half] and k with strides {q token, q head, k token, k head}; dense
+// outputs; cos, sin [tokens, half]. Contract: kernels/ops/rope.py.
+LCPO_API void lcpo_rope(const void* q, const void* k, bool is_bf16, const float* cos,
+                        const float* sin, int64_t tokens, int64_t q_heads, int64_t k_heads,
+                        int64_t half, const int64_t* strides, void* q_out, void* k_out,
+                        int32_t threads);
+
+// swiglu: `size` entries, all of one dtype. Contract: kernels/ops/swiglu.py.
+LCPO_API void lcpo_swiglu_forward(const void* gate, const void* up, bool is_bf16, int64_t size,
+                                  void* out, int32_t threads);
+LCPO_API void lcpo_swiglu_backward(const void* grad, const void* gate, const void* up,
+                                   bool is_bf16, int64_t size, void* d_gate, void* d_up,
+                                   int32_t threads);
+
+// policy_loss: R = rows tokens; ref and entropy may be null. loss [1], d_logprob and d_entropy
+// [rows], stats [6] as in PolicyStats. Contract: kernels/ops/policy_loss.py.
+LCPO_API void lcpo_policy_loss(const float* logprob, const float* old, const float* ref,
+                               const float* entropy, const float* advantage,
+                               const float* seq_weight, const int32_t* seq_ids, int64_t rows,
+                               double clip_low, double clip_high, double kl_coef, bool corrected,
+                               double entropy_coef, float* loss, float* d_logprob,
+                               float* d_entropy, float* stats, int32_t threads);
+
+// lcpo_advantage: outputs [rows]; estimator 0 grpo, 1 dr_grpo, 2 rloo.
+// Contract: kernels/ops/lcpo_advantage.py.
+LCPO_API void lcpo_lcpo_advantage(const float* correct, const int32_t* n_y, const int32_t* n_gold,
+                                  const int32_t* mode, const int32_t* group, int64_t rows,
+                                  int64_t groups, bool sigmoid, float alpha_exact, float alpha_max,
+                                  float delta, int32_t estimator, double eps, float* length,
+                                  float* reward, float* advantage);

@@ -5,6 +5,7 @@
 namespace lcpo {
 
 extern const float LOWEST_EXPONENT = -127.0f;
+extern const float HIGHEST_EXPONENT = 127.0f;
 
 LCPO_CLONES float row_max(const float* x, int64_t size) {
   float best[LANES];

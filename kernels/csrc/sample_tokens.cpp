@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "api.h"
+#include "bf16.h"
 #include "philox.h"
 #include "rows.h"
 #include "simd.h"
@@ -81,6 +82,8 @@ LCPO_CLONES void race(const Row& row, int64_t* winner, double* total) {
   }
   *winner = best_block[lane] + lane;
 }
+
+LCPO_CLONES void widen(const bf16* x, int64_t size, float* out) { widened(x, size, out); }
 
 LCPO_CLONES void fill_weights(const Row& row, float* weight, double* total) {
   LaneSum sum;
@@ -181,17 +184,27 @@ Draw draw(const float* logits, int64_t size, float temperature, int64_t top_k, d
 }  // namespace
 }  // namespace lcpo
 
-LCPO_API void lcpo_sample_tokens(const float* logits, int64_t rows, int64_t stride,
+LCPO_API void lcpo_sample_tokens(const void* logits, bool is_bf16, int64_t rows, int64_t stride,
                                  int64_t vocab_size, float temperature, int64_t top_k,
                                  double top_p, const int64_t* seeds, const int64_t* positions,
                                  int64_t* tokens, float* logprob, float* cut_logprob,
                                  int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
-  for (int64_t b = 0; b < rows; ++b) {
-    const lcpo::Draw out = lcpo::draw(logits + b * stride, vocab_size, temperature, top_k, top_p,
-                                      seeds[b], positions[b]);
-    tokens[b] = out.token;
-    logprob[b] = out.logprob;
-    cut_logprob[b] = out.cut_logprob;
+#pragma omp parallel num_threads(threads) if (rows > 1)
+  {
+    std::vector<float> room(is_bf16 ? vocab_size : 0);
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < rows; ++b) {
+      const float* row = room.data();
+      if (is_bf16) {
+        lcpo::widen(static_cast<const lcpo::bf16*>(logits) + b * stride, vocab_size, room.data());
+      } else {
+        row = static_cast<const float*>(logits) + b * stride;
+      }
+      const lcpo::Draw out =
+          lcpo::draw(row, vocab_size, temperature, top_k, top_p, seeds[b], positions[b]);
+      tokens[b] = out.token;
+      logprob[b] = out.logprob;
+      cut_logprob[b] = out.cut_logprob;
+    }
   }
 }

@@ -83,11 +83,12 @@ LCPO_INLINE float exp_nonpositive(float x) {
 
 // Where exponents of 2 are cut off. Defined in rows.cpp, out of the compiler's sight: it would else
 // split off the path of the constant, and no loop with a branch becomes vector code.
-extern const float LOWEST_EXPONENT;  // -127
+extern const float LOWEST_EXPONENT;   // -127
+extern const float HIGHEST_EXPONENT;  // 127
 
 LCPO_INLINE float clamp_exponent(float y) { return y < LOWEST_EXPONENT ? LOWEST_EXPONENT : y; }
 
-// 2**y for -127 <= y <= 1 (see clamp_exponent); 0 where y rounds to -127, and NaN stays NaN.
+// 2**y for -127 <= y <= 127 (see clamp_exponent); 0 where y rounds to -127, and NaN stays NaN.
 // Degree 5, minimax with p(0) = 1; error below 2 ulp.
 LCPO_INLINE float exp2_clamped(float y) {
   constexpr float to_integer = 12582912.0f + 127.0f;  // leaves n + 127 in the low bits

@@ -10,6 +10,8 @@ from torch import Tensor
 
 def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
     """ValueError unless `tensor` has this shape; None stands for any size."""
+    if tensor.shape == shape:  # the common case, and some calls are as short as this check
+        return
     same = tensor.ndim == len(shape) and all(
         want in (None, got) for want, got in zip(shape, tensor.shape, strict=True)
     )
@@ -22,6 +24,18 @@ def require_dtype(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
     """ValueError unless the dtype of `tensor` is one of `dtypes`."""
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+
+
+def deciding_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype to choose a backend by: that of the first tensor, or one that fewer can run.
+
+    float32 and bfloat16 mix freely; float64 or float16 anywhere leaves less to choose from.
+    """
+    dtypes = [x.dtype for x in tensors if x is not None]
+    for dtype in dtypes:
+        if dtype not in (torch.float32, torch.bfloat16):
+            return dtype
+    return dtypes[0]
 
 
 def require_range(name: str, tensor: Tensor, low: int, stop: int) -> None:
@@ -74,3 +88,16 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not torch.is_autocast_enabled(device):
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x [..., H] as [T, H]."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def shaped(rows: Tensor, shape: torch.Size) -> Tensor:
+    """rows [T, H] in the shape that as_rows took from it; itself where that is the same.
+
+    Not a view then: in-place changes of a view that a custom Function returns are an error.
+    """
+    return rows if rows.shape == shape else rows.view(shape)

@@ -1,4 +1,4 @@
-"""Per-token log-probability and entropy, from hidden states or from logits."""
+"""Per-token log-probability and entropy from hidden states, under a linear head."""
 
 from __future__ import annotations
 
@@ -70,19 +70,6 @@ def require_head(
     require_dtype("hidden", hidden, torch.float32, torch.bfloat16, torch.float64)
     require_dtype("weight", weight, hidden.dtype)
     return vocab_size, hidden.dtype
-
-
-def logprob_from_logits(
-    logits: Tensor, targets: Tensor, *, temperature: float, vocab_size: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """As linear_logprob, from logits [R, V] of any float dtype. Differentiable in logits."""
-    require_shape("logits", logits, (None, None))
-    require_shape("targets", targets, (logits.shape[0],))
-    require_dtype("targets", targets, torch.int64)
-    require_temperature(temperature)
-    vocab_size = vocabulary(vocab_size, logits.shape[1])
-    run = dispatch.select("logprob_from_logits", logits.device, logits.dtype)
-    return run(logits, targets, temperature, vocab_size)
 
 
 @torch.library.custom_op("lcpo::linear_logprob", mutates_args=())

@@ -69,8 +69,10 @@ def _op(
     positions: Tensor,
     vocab_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = dispatch.select("sample_tokens", logits.device, torch.float32)
-    return run(logits.float(), temperature, top_k, top_p, seeds, positions, vocab_size)
+    if logits.dtype not in (torch.float32, torch.bfloat16):
+        logits = logits.float()
+    run = dispatch.select("sample_tokens", logits.device, logits.dtype)
+    return run(logits, temperature, top_k, top_p, seeds, positions, vocab_size)
 
 
 @_op.register_fake

@@ -21,10 +21,10 @@ _TILE = {"cpu": (512, 1024)}
 _BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 
 
-def logprob_from_logits(
+def definition(
     logits: Tensor, targets: Tensor, temperature: float, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Whole-row definition of both outputs; differentiable by plain autograd. See ops.logprob."""
+    """Both outputs of ops.logprob_from_logits from whole rows; differentiable by plain autograd."""
     z = logits[:, :vocab_size].to(statistics_dtype(logits.dtype)) / temperature  # [R, vocab_size]
     log_p = z.log_softmax(-1)
     p = log_p.exp()
@@ -38,7 +38,7 @@ def naive(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
     """The whole [R, V] logits at once: what the chunked form is tested against."""
-    return logprob_from_logits(hidden @ weight.t(), targets, temperature, vocab_size)
+    return definition(hidden @ weight.t(), targets, temperature, vocab_size)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -31,7 +31,7 @@ def sample_tokens(
     vocab_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens int64 [B], logprob f32 [B], cut_logprob f32 [B]); see ops.sample_tokens."""
-    z = logits[:, :vocab_size]  # float32 [B, vocab_size]
+    z = logits[:, :vocab_size].float()  # [B, vocab_size]
     peak = z.amax(1)
     # amax propagates NaN; +inf, or -inf everywhere, is no distribution either
     valid = peak.isfinite()

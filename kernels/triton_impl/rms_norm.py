@@ -28,8 +28,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y [T, H], total [T, H] or [0, H] without residual, rstd f32 [T]); see ops.rms_norm."""
     rows, columns = x.shape
-    y = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    total = torch.empty_like(y if residual is not None else y[:0])
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    kept = 0 if residual is None else rows
+    total = torch.empty(kept, columns, dtype=dtype, device=x.device)
+    dtype = torch.promote_types(dtype, weight.dtype)
+    y = torch.empty(rows, columns, dtype=dtype, device=x.device)
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
     x = unit_columns(x)
     residual = residual if residual is None else unit_columns(residual)
@@ -110,7 +113,7 @@ def rms_norm_forward_kernel(
     inside = (row < rows)[:, None] & (column < COLUMNS)
     t = tl.load(x + row[:, None] * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     at = row[:, None] * COLUMNS + column
-    dtype = y.dtype.element_ty
+    dtype = total.dtype.element_ty
     if residual is not None:
         other = tl.load(residual + row[:, None] * residual_stride + column, mask=inside, other=0.0)
         rounded = (t + other.to(tl.float32)).to(dtype)
@@ -120,7 +123,7 @@ def rms_norm_forward_kernel(
     tl.store(rstd + row, r, mask=row < rows)
     normed = (t * r[:, None]).to(dtype).to(tl.float32)
     w = tl.load(weight + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
-    tl.store(y + at, (w * normed).to(dtype), mask=inside)
+    tl.store(y + at, (w * normed).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -94,8 +94,8 @@ void test_rows(int threads) {
     }
     for (const int64_t top_k : {int64_t{0}, int64_t{1}, columns}) {
       for (const double top_p : {1.0, 0.5}) {
-        lcpo_sample_tokens(logits.data(), rows, columns, columns, 0.7f, top_k, top_p, seeds.data(),
-                           positions.data(), tokens.data(), sampled.data(), cut.data(), threads);
+        lcpo_sample_tokens(logits.data(), false, rows, columns, columns, 0.7f, top_k, top_p,
+                           seeds.data(), positions.data(), tokens.data(), sampled.data(), cut.data(), threads);
         for (int64_t r = 0; r < rows; ++r) {
           check(tokens[r] >= 0 && tokens[r] < columns, "token in the vocabulary");
           check(cut[r] >= sampled[r] && cut[r] <= 1e-6f, "cutting raises the probability");

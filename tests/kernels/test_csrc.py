@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = [path.stem for path in sorted(Path(__file__).parent.glob("csrc_*test.cpp"))]
 
 
 def test_csrc_under_sanitizers(tmp_path):
@@ -16,7 +17,15 @@ def test_csrc_under_sanitizers(tmp_path):
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     for command in (
         ["cmake", "-S", ROOT, "-B", tmp_path, *generator, "-DLCPO_SANITIZE=ON"],
-        ["cmake", "--build", tmp_path, "--target", "csrc_test", "csrc_attention_test"],
+        [
+            "cmake",
+            "--build",
+            tmp_path,
+            "--target",
+            "csrc_test",
+            "csrc_rows_test",
+            "csrc_attention_test",
+        ],
         ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
     ):
         ran = subprocess.run(command, capture_output=True, text=True)

@@ -32,8 +32,7 @@ def fresh():
 def test_automatic_choice(cpp):
     chosen = kernels.active_backends()
     assert set(chosen) == set(dispatch.IMPLEMENTATIONS)
-    assert chosen["sample_tokens"] == chosen["count_lengths"] == "cpp"
-    assert chosen["rms_norm"] == "torch"
+    assert set(chosen.values()) == {"cpp"}
     cuda = kernels.active_backends("cuda")
     assert {op for op in cuda if cuda[op] == "cuda"} == {
         "varlen_attention",
@@ -57,9 +56,11 @@ def test_override_of_all_and_of_one_op(cpp):
 def test_explicit_choice_that_cannot_run():
     with (
         kernels.override("cpp"),
-        pytest.raises(ValueError, match=r"'cpp' cannot run rms_norm on cpu.*can run on: torch$"),
+        pytest.raises(
+            ValueError, match=r"'cpp' cannot run rms_norm on cpu with torch\.float64;.*: torch$"
+        ),
     ):
-        kernels.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-6)
+        kernels.rms_norm(torch.ones(2, 8).double(), torch.ones(8), 1e-6)
     with (
         kernels.override("sample_tokens=cpp"),
         pytest.raises(ValueError, match="cannot run sample_tokens on cuda"),

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from three_way import error
+from three_way import assert_guards, error, guarded
 
 import kernels
 from kernels import RewardSpec
+from kernels.cpp_impl.lcpo_advantage import _lcpo_advantage
 from kernels.ops.lcpo_advantage import _op
+
+pytestmark = pytest.mark.usefixtures("backend")  # all of them on both backends
 
 NONE, EXACT, MAX = 0, 1, 2
 PAPER = RewardSpec("linear", alpha_exact=0.0003, alpha_max=0.0003, delta=0.5)
@@ -70,6 +73,8 @@ def test_golden_rewards(reward, mode, correct, n_y, expected):
 LENGTHS = st.integers(0, 10_000)
 
 
+# The backend is set once for all examples, which is what is wanted.
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n_y=LENGTHS, n_gold=LENGTHS, correct=st.sampled_from([0, 1]))
 def test_reward_bounds_and_monotonicity(n_y, n_gold, correct):
     for reward in (PAPER, RELEASED, SIGMOID):
@@ -157,6 +162,37 @@ def test_no_samples():
     empty = ints([])
     terms = kernels.lcpo_advantage(torch.zeros(0), empty, empty, empty, empty, 0, reward=PAPER)
     assert all(x.shape == (0,) for x in terms)
+
+
+@pytest.mark.parametrize("reward", [PAPER, RELEASED, SIGMOID])
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
+def test_backends_agree(cpp, reward, estimator):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(high):
+        return torch.randint(0, high, (200,), generator=generator).int()
+
+    arguments = (draw(2).float(), draw(4000), draw(4000), draw(3), draw(23), 23)
+    found = []
+    for name in ("torch", "cpp"):
+        with kernels.override(f"lcpo_advantage={name}"):
+            terms = kernels.lcpo_advantage(*arguments, reward=reward, estimator=estimator)
+        found.append(terms)
+    for name, a, b in zip(terms._fields, *found, strict=True):
+        assert error(a, b) < 2e-6, name
+    assert reward.kind == "sigmoid" or found[0].reward.equal(found[1].reward)
+
+
+def test_cpp_writes_all_its_outputs_and_nothing_else(cpp):
+    values = ints([0, 1, 1, 0, 1])
+    outputs = [guarded(5) for _ in range(3)]
+    _lcpo_advantage(
+        *(x.data_ptr() for x in (torch.ones(5), values, values, values, values)),
+        *(5, 2, False, 0.1, 0.1, 0.5, 0, 1e-6),
+        *(inside.data_ptr() for _, inside in outputs),
+    )
+    for whole, _ in outputs:
+        assert_guards(whole)
 
 
 def test_opcheck():

@@ -1,10 +1,18 @@
-"""The row kernels of linear_logprob, and logprob_from_logits, on logits no product would give."""
+"""The row kernels of linear_logprob on logits that no product would give."""
 
 import pytest
 import torch
-from three_way import ROWS, VOCABULARIES, assert_three_way, error
+from three_way import (
+    ROWS,
+    VOCABULARIES,
+    assert_guards,
+    assert_same_bits,
+    assert_three_way,
+    error,
+    guarded,
+    on_threads,
+)
 
-import kernels
 from kernels.cpp_impl import logprob_rows as cpp_rows
 from kernels.torch_ref import linear_logprob as ref
 
@@ -25,7 +33,7 @@ def check(rows_kernels, logits, targets, temperature):
 
     def plain(x):
         x = x.detach().requires_grad_()
-        outputs = kernels.logprob_from_logits(x, targets, temperature=temperature)
+        outputs = ref.definition(x, targets, temperature, x.shape[1])
         torch.autograd.backward(
             outputs, [g.to(out.dtype) for g, out in zip(grads, outputs, strict=True)]
         )
@@ -94,14 +102,6 @@ def test_nan_reaches_its_own_row_only(rows_kernels):
     assert stats[[0, 2]].isfinite().all()
 
 
-def test_gradcheck_of_logits_form():
-    logits = draw(5, 13)[0].double().requires_grad_()
-    targets = torch.tensor([0, 10, 3, 3, 7])
-    assert torch.autograd.gradcheck(
-        lambda x: kernels.logprob_from_logits(x, targets, temperature=0.6, vocab_size=11), logits
-    )
-
-
 # Blocks of the C++ kernel hold 1024 entries: a maximum that rises in the second or third one makes
 # it rescale the sums so far; the last has one entry.
 @pytest.mark.parametrize("peak", [0, 1023, 1024, 2048])
@@ -114,44 +114,30 @@ def test_peak_in_a_later_block(rows_kernels, peak):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cpp_writes_all_its_outputs_and_nothing_else(cpp, dtype):
     """Outputs lie between guard rows and start as NaN: what is skipped or overrun shows."""
-    rows, vocab, guard = 17, 129, 3
+    rows, vocab = 17, 129
     logits, targets = draw(rows, vocab)
-    logits = logits.to(dtype)
-    logprob = torch.full((rows + 2 * guard,), torch.nan)
-    stats = torch.full((rows + 2 * guard, 3), torch.nan)
-    d_logits = torch.full((rows + 2 * guard, vocab + 2), torch.nan, dtype=dtype)
-    inside = slice(guard, guard + rows)
-    shape = (logits.data_ptr(), dtype == torch.bfloat16, rows, vocab, vocab, 0.6)
-    shape = (*shape, targets.data_ptr())
-    cpp_rows._forward(*shape, logprob[inside].data_ptr(), stats[inside].data_ptr(), 2)
-    grad = torch.randn(rows)
-    cpp_rows._backward(
-        *shape,
-        stats[inside].data_ptr(),
-        grad.data_ptr(),
-        None,
-        d_logits[inside].data_ptr(),
-        vocab + 2,
-        2,
+    logits, low = logits.to(dtype), dtype == torch.bfloat16
+    shape = (logits.data_ptr(), low, rows, vocab, vocab, 0.6, targets.data_ptr())
+    wholes, (logprob, stats, d_logits) = zip(
+        guarded(rows), guarded(rows, 3), guarded(rows, vocab + 2, dtype=dtype), strict=True
     )
-    for output in (logprob, stats, d_logits):
-        assert output[inside].isfinite().all()
-        assert output[:guard].isnan().all() and output[-guard:].isnan().all()
-    assert d_logits[inside, vocab:].eq(0).all()
+    cpp_rows._forward(*shape, logprob.data_ptr(), stats.data_ptr(), 2)
+    grads = logprob.data_ptr(), None
+    cpp_rows._backward(*shape, stats.data_ptr(), *grads, d_logits.data_ptr(), vocab + 2, 2)
+    for whole in wholes:
+        assert_guards(whole)
+    assert d_logits[:, vocab:].eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cpp_does_not_depend_on_threads(cpp, dtype):
     logits, targets = draw(129, 2053)
     logits = logits.to(dtype)
-    found = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+
+    def call():
         logprob, stats = cpp_rows.logprob_rows(logits, targets, 0.6)
         work = logits.clone()
         cpp_rows.logprob_rows_backward(work, targets, stats, logprob, None, 0.6)
-        found.append((logprob, stats, work))
-    torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(a.equal(b) for a, b in zip(found[0], other, strict=True))
+        return logprob, stats, work
+
+    assert_same_bits(on_threads(call))

@@ -2,10 +2,20 @@
 
 import pytest
 import torch
-from three_way import assert_three_way, error
+from three_way import (
+    assert_guards,
+    assert_same_bits,
+    assert_three_way,
+    error,
+    guarded,
+    on_threads,
+)
 
 import kernels
+from kernels.cpp_impl.policy_loss import _policy_loss
 from kernels.ops.policy_loss import _op
+
+pytestmark = pytest.mark.usefixtures("backend")  # all of them on both backends
 
 SETTINGS = {
     "clip_low": 0.2,
@@ -182,17 +192,9 @@ def test_extreme_log_ratios(gap):
 
 def test_no_tokens():
     logprob = torch.zeros(0, requires_grad=True)
-    empty = torch.zeros(0)
-    loss, stats = kernels.policy_loss(
-        logprob,
-        empty,
-        empty,
-        empty,
-        torch.zeros(2),
-        torch.ones(2),
-        torch.zeros(0, dtype=torch.int32),
-        **SETTINGS,
-    )
+    none, per_sequence = torch.zeros(0), (torch.zeros(2), torch.ones(2))
+    arguments = (logprob, none, none, none, *per_sequence, none.int())
+    loss, stats = kernels.policy_loss(*arguments, **SETTINGS)
     loss.backward()
     assert loss == 0 and logprob.grad.shape == (0,)
     assert [float(x) for x in stats] == [0.0] * 6
@@ -225,6 +227,36 @@ def test_gradient_of_the_entropy_alone():
     )
     loss.backward()
     assert entropy.grad is None  # the head is not asked for a gradient that is 0
+
+
+# Blocks of sums hold 2,048 tokens; fewer than five of them stay on one thread.
+@pytest.mark.parametrize("rows", [2047, 2049, 12_000])
+def test_cpp_does_not_depend_on_threads(cpp, rows):
+    tensors = batch(rows)
+    with kernels.override("policy_loss=cpp"):
+
+        def call():
+            _, stats = kernels.policy_loss(*tensors, **SETTINGS)
+            return *run(kernels.policy_loss, tensors, SETTINGS), *stats
+
+        found = on_threads(call)
+    assert_same_bits(found)
+    truth = run(formula, doubled(tensors), SETTINGS)
+    for name, a, b in zip(("loss", "logprob", "entropy"), found[0], truth, strict=False):
+        assert error(a, b) <= 1e-6 * max(1.0, float(b.abs().max())), name
+
+
+def test_cpp_writes_all_its_outputs_and_nothing_else(cpp):
+    tensors = batch(129)
+    outputs = [guarded(size) for size in (1, 129, 129, 6)]
+    _policy_loss(
+        *(x.data_ptr() for x in tensors),
+        *(129, 0.2, 0.2, 0.1, False, 0.01),
+        *(inside.data_ptr() for _, inside in outputs),
+        2,
+    )
+    for whole, _ in outputs:
+        assert_guards(whole)
 
 
 def test_opcheck():

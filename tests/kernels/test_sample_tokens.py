@@ -7,6 +7,7 @@ from three_way import VOCABULARIES, error
 import kernels
 from kernels.cpp_impl.sample_tokens import _sample_tokens
 from kernels.ops.sample_tokens import _op
+from kernels.torch_ref.linear_logprob import definition
 from kernels.torch_ref.philox import philox, vocabulary_bits
 
 
@@ -102,7 +103,7 @@ def test_log_probabilities(backend, vocab, cuts):
     got = sample(logits, seeds, positions, **cuts)
     assert got.tokens.dtype == torch.int64
     assert got.logprob.dtype == got.cut_logprob.dtype == torch.float32
-    full, _ = kernels.logprob_from_logits(logits.double(), got.tokens, temperature=0.7)
+    full, _ = definition(logits.double(), got.tokens, 0.7, logits.shape[1])
     assert error(got.logprob, full) < 5e-6
     for row in range(17):
         kept = oracle_kept(logits[row], 0.7, **cuts)
@@ -232,7 +233,7 @@ def test_cpp_fills_all_rows_and_only_those_for_any_threads(cpp):
         tokens = torch.full((131,), -9)
         values = torch.full((2, 131), torch.nan)
         _sample_tokens(
-            *(logits.data_ptr(), 129, 257, 257, 0.7, 0, 1.0),
+            *(logits.data_ptr(), False, 129, 257, 257, 0.7, 0, 1.0),
             *(seeds.data_ptr(), positions.data_ptr(), tokens[1:].data_ptr()),
             *(values[0, 1:].data_ptr(), values[1, 1:].data_ptr(), threads),
         )

@@ -28,3 +28,55 @@ def assert_three_way(got: Tensor, plain: Tensor, truth: Tensor, atol: float, nam
     assert got.shape == truth.shape, name
     ours, theirs = error(got, truth), error(plain, truth)
     assert ours <= 2 * theirs + atol, f"{name}: {ours:.3g}, plain torch {theirs:.3g}"
+
+
+def run(function, inputs, upstream) -> tuple[Tensor, ...]:
+    """Outputs of function(*inputs) and the gradients of its inputs, given those of the outputs.
+
+    Both are cast to what they meet, so float64 inputs give the truth. An upstream gradient of None
+    leaves that output out; inputs that are None stay None.
+    """
+    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, upstream, strict=True) if g is not None]
+    torch.autograd.backward(*zip(*pairs, strict=True))
+    return *(o.detach() for o in outputs), *(x.grad for x in leaves if x is not None)
+
+
+def compare(function, plain, inputs, upstream, atol: float, names: str) -> tuple[Tensor, ...]:
+    """Three-way test of `function` against `plain`; returns what `function` gave."""
+    got, same = run(function, inputs, upstream), run(plain, inputs, upstream)
+    truth = run(plain, [None if x is None else x.double() for x in inputs], upstream)
+    for name, a, b, c in zip(names.split(), got, same, truth, strict=True):
+        assert a.dtype == b.dtype, name
+        assert_three_way(a, b, c, atol, name)
+    return got
+
+
+def on_threads(call) -> list[tuple[Tensor, ...]]:
+    """What call() returns with 1, 2 and 3 threads: more, and more unevenly, than there are."""
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(call())
+    torch.set_num_threads(before)
+    return found
+
+
+def assert_same_bits(found: list[tuple[Tensor, ...]]) -> None:
+    """All results are equal to the first."""
+    for other in found[1:]:
+        assert all(a.equal(b) for a, b in zip(found[0], other, strict=True))
+
+
+def guarded(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """(the whole, its inside [*shape] between rows of guards), all NaN before a kernel writes."""
+    whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype)
+    return whole, whole[1:-1]
+
+
+def assert_guards(whole: Tensor) -> None:
+    """All of the inside was written, and none of the guards."""
+    assert whole[1:-1].isfinite().all() and whole[[0, -1]].isnan().all()

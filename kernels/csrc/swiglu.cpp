@@ -1,0 +1,79 @@
+// silu(gate) * up and its gradient, elementwise; contract: kernels/ops/swiglu.py.
+
+#include <algorithm>
+#include <type_traits>
+
+#include "api.h"
+#include "bf16.h"
+#include "simd.h"
+
+namespace lcpo {
+namespace {
+
+constexpr int64_t BLOCK = 4096;     // entries of one call
+constexpr int64_t SMALL = 1 << 14;  // entries for which waking threads does not pay
+
+// 1 / (1 + exp(-x)); beyond 88 in size as at 88.
+LCPO_INLINE float sigmoid(float x) {
+  const float y = clamp_exponent(x * -static_cast<float>(LOG2E));
+  return 1.0f / (1.0f + exp2_clamped(y > HIGHEST_EXPONENT ? HIGHEST_EXPONENT : y));
+}
+
+template <class T>
+LCPO_CLONES void forward(const T* gate, const T* up, int64_t size, T* out) {
+  LCPO_SIMD
+  for (int64_t i = 0; i < size; ++i) {
+    const float g = load(gate + i);
+    store(out + i, g * sigmoid(g) * load(up + i));
+  }
+}
+
+// out = g s u;  dg = dout u s (1 + g (1 - s));  du = dout g s
+template <class T>
+LCPO_CLONES void backward(const T* grad, const T* gate, const T* up, int64_t size, T* d_gate,
+                          T* d_up) {
+  LCPO_SIMD
+  for (int64_t i = 0; i < size; ++i) {
+    const float g = load(gate + i), d = load(grad + i);
+    const float s = sigmoid(g), silu = g * s;
+    store(d_gate + i, d * load(up + i) * (s + silu * (1.0f - s)));
+    store(d_up + i, d * silu);
+  }
+}
+
+// Runs f(start, size) over blocks of `size` entries.
+template <class F>
+void over_blocks(int64_t size, int32_t threads, const F& f) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (size > SMALL)
+  for (int64_t start = 0; start < size; start += BLOCK) f(start, std::min(BLOCK, size - start));
+}
+
+}  // namespace
+}  // namespace lcpo
+
+LCPO_API void lcpo_swiglu_forward(const void* gate, const void* up, bool is_bf16, int64_t size,
+                                  void* out, int32_t threads) {
+  const auto run = [&](auto* to) {
+    using T = std::remove_pointer_t<decltype(to)>;
+    const T *g = static_cast<const T*>(gate), *u = static_cast<const T*>(up);
+    lcpo::over_blocks(size, threads, [&](int64_t at, int64_t count) {
+      lcpo::forward(g + at, u + at, count, to + at);
+    });
+  };
+  is_bf16 ? run(static_cast<lcpo::bf16*>(out)) : run(static_cast<float*>(out));
+}
+
+LCPO_API void lcpo_swiglu_backward(const void* grad, const void* gate, const void* up,
+                                   bool is_bf16, int64_t size, void* d_gate, void* d_up,
+                                   int32_t threads) {
+  const auto run = [&](auto* to) {
+    using T = std::remove_pointer_t<decltype(to)>;
+    const T *d = static_cast<const T*>(grad), *g = static_cast<const T*>(gate);
+    const T* u = static_cast<const T*>(up);
+    T* by_up = static_cast<T*>(d_up);
+    lcpo::over_blocks(size, threads, [&](int64_t at, int64_t count) {
+      lcpo::backward(d + at, g + at, u + at, count, to + at, by_up + at);
+    });
+  };
+  is_bf16 ? run(static_cast<lcpo::bf16*>(d_gate)) : run(static_cast<float*>(d_gate));
+}
