@@ -174,8 +174,9 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "cpp": cpp_paged_decode_attention.paged_decode_attention,
         "cuda": partial(
             cuda_paged_decode_attention.paged_decode_attention,
-            otherwise=paged_decode_attention.paged_decode_attention,
+            otherwise=_triton("paged_decode_attention.paged_decode_attention"),
         ),
+        "triton": _triton("paged_decode_attention.paged_decode_attention"),
     },
 }
 BACKENDS = ("cuda", "triton", "cpp", "torch")  # in order of preference
