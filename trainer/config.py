@@ -64,8 +64,8 @@ class RewardSettings:
     delta: Share
     """Reward of a correct max row exactly at its budget."""
     alpha_factor: Pos
-    """Multiplies both alphas: 1 for the paper's budgets of 100-4000 tokens; for another range
-    3900 / (max - min), so that the whole range is worth the same reward."""
+    """Multiplies both alphas: 1 for the paper's budgets of 100-4000 tokens, more for shorter ones,
+    so that a token too many costs more than the accuracy it can buy."""
 
 
 @dataclass(frozen=True)

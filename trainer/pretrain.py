@@ -34,7 +34,7 @@ ROWS_MULTIPLE = 64  # the embedding is padded, so the vocabulary tail is met on 
 class Recipe:
     """Everything that decides the weights."""
 
-    steps: int = 2200
+    steps: int = 1200
     batch: int = 128
     lr: float = 3e-3
     hidden: int = 128
@@ -43,7 +43,7 @@ class Recipe:
     kv_heads: int = 2
     inner: int = 320
     hint_share_early: float = 0.8  # learn to read a budget and to count ...
-    early: float = 0.65  # ... in so much of the training, then ...
+    early: float = 0.72  # ... in so much of the training, then ...
     hint_share: float = 0.3  # ... unlearn to trust it
     hint_noise: float = 0.06
     micro_batch_tokens: int = 4096

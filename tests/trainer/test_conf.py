@@ -66,9 +66,9 @@ def test_l1_max_differs_where_the_recipe_says():
     assert (small.model.path, small.rollout.max_response_tokens) == ("runs/l1_exact-embedded", 128)
 
 
-def test_the_embedded_budget_range_is_worth_what_the_papers_is():
-    c = make_config("scale=embedded")
-    assert c.reward.alpha_factor * (c.budget.max - c.budget.min) == pytest.approx(3900, rel=1e-5)
+def test_the_embedded_exact_reward_costs_a_tenth_a_token():
+    reward = make_config("scale=embedded").reward
+    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.1, rel=1e-5)
 
 
 # Scale ----------------------------------------------------------------------------------------

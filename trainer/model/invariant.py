@@ -4,7 +4,7 @@ A vendor GEMM picks its inner loops by the number of rows, so the last bit of a 
 may differ between decoding (a row a sequence), prefill and training. Here each block of ROWS rows
 is a product of its own, always of the same shape, the last one filled up. With the row kernels and
 the attention of the compiled library, which never depended on it, rollout and trainer then agree
-bit for bit in float32 on the CPU. Costs about a tenth of a product's time; see docs/rollout.md.
+bit for bit in float32 on the CPU. What it costs is in docs/rollout.md.
 """
 
 from __future__ import annotations
