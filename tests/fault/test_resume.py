@@ -133,12 +133,15 @@ def test_killed_at_random_moments_it_ends_the_same(seed, straight, tiny_base, tm
     moments = random.Random(seed)
     arguments = command(tiny_base, tmp_path / "run", *QUIET, "checkpoint.every=1")
     codes = []
-    for attempt in range(3):
+    metrics = tmp_path / "run" / METRICS
+    for attempt in range(3):  # at the start, about step 2, about step 4; a step takes some 0.1 s
         log = tmp_path / f"log-{attempt}"
         process = start_process(log, arguments)
         while process.is_alive() and not (log.exists() and "run folder" in log.read_text()):
-            time.sleep(0.01)
-        process.join(moments.uniform(0.0, 0.6))  # from there a whole run takes about a second
+            time.sleep(0.005)
+        while process.is_alive() and attempt and metrics.read_text().count("\n") < 2 * attempt:
+            time.sleep(0.005)
+        process.join(moments.uniform(0.0, 0.1))
         process.kill()
         process.join()
         codes.append(process.exitcode)

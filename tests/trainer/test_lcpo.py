@@ -60,14 +60,12 @@ def test_without_a_budget_only_the_answer_counts():
     assert rewards("none", [(1.0, 900), (0.0, 5)], budget=0) == [1, 0]
 
 
-def test_embedded_scale_stretches_alpha_over_its_own_range():
-    """84 tokens off cost at 12..96 what 3900 cost at 100..4000: 0.0003 * 3900 = 1.17."""
-    assert rewards("exact", [(1.0, 96)], budget=12, scale="embedded") == pytest.approx(
-        [-0.17], abs=1e-5
-    )
-    # 10 tokens under: 0.5 + 10 * 0.0003 * 3900 / 84
-    near = rewards("max", [(1.0, 40)], budget=50, scale="embedded")
-    assert near == pytest.approx([0.5 + 1.17 * 10 / 84], abs=1e-5)
+def test_embedded_scale_prices_a_token_at_a_tenth():
+    """0.0003 * 333.33: a line of working, some 8 tokens, costs 0.8 of a right answer."""
+    exact = rewards("exact", [(1.0, 20), (0.0, 8)], budget=12, scale="embedded")
+    assert exact == pytest.approx([0.2, -0.4], abs=1e-5)
+    near = rewards("max", [(1.0, 48)], budget=50, scale="embedded")
+    assert near == pytest.approx([0.5 + 0.2], abs=1e-5)
 
 
 def test_terms_add_up_and_are_float32():
