@@ -22,7 +22,8 @@ class ModelSettings:
     device: Literal["auto", "cpu", "cuda"]
     """auto takes CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16"]
-    """Compute type; masters and moments are always float32. auto: bfloat16 on CUDA only."""
+    """Compute type; masters and moments are always float32. auto: bfloat16 where the hardware
+    multiplies it."""
 
 
 @dataclass(frozen=True)

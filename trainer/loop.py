@@ -207,8 +207,8 @@ def load_state(trainer: Trainer, checkpoint: Path, state: dict[str, Any]) -> Non
         load_tensors(checkpoint / "optim.safetensors"),
         kept["steps"],
     )
-    optimizer.updates, optimizer.skipped = kept["updates"], kept["skipped"]
-    optimizer.skips_in_row = kept["skips_in_row"]
+    counts = {name: kept[name] for name in ("updates", "skipped", "skips_in_row")}
+    optimizer.restore(**counts)
     trainer.step, trainer.cursor = state["step"], Cursor(**state["cursor"])
 
 

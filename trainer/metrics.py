@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +25,37 @@ BUCKETS = 4  # of equal width over [budget.min, budget.max]
 
 @dataclass
 class Clock:
-    """Seconds by phase: `with clock("rollout"): ...`; on CUDA it waits for the device's work."""
+    """Seconds by phase: `with clock("rollout"): ...`; nothing waits before they are read.
 
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    On CUDA they are those of the device, between events in its stream: the host runs ahead of it.
+    """
+
+    _marks: list[tuple[str, Any, Any]] = field(default_factory=list)  # phase, start, stop
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = _mark()
         yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[phase] += time.perf_counter() - start
+        self._marks.append((phase, start, _mark()))
+
+    def seconds(self) -> dict[str, float]:
+        """{phase: seconds}; on CUDA it waits for the device."""
+        found: dict[str, float] = defaultdict(float)
+        for phase, start, stop in self._marks:
+            if isinstance(start, float):
+                found[phase] += stop - start
+            else:
+                stop.synchronize()
+                found[phase] += start.elapsed_time(stop) / 1e3
+        return found
+
+
+def _mark() -> float | torch.cuda.Event:
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from trainer.config import OptimSettings
@@ -12,15 +10,23 @@ from trainer.config import OptimSettings
 class Optimizer:
     """`step()` ends an optimizer step: after the last micro-batch's backward pass.
 
-    A non-finite gradient norm skips it: parameters, moments and schedule stay as they are, and so
-    many skips in a row as `max_skips` raise FloatingPointError.
+    A non-finite gradient norm skips it: parameters, moments and schedule stay as they are. Whether
+    it is finite is decided on the device, and counted there: nothing waits for it until someone
+    reads a count. `working` is the masters' copy that computes (model/precision.py), if there is
+    one; it follows them.
     """
 
-    def __init__(self, model: torch.nn.Module, settings: OptimSettings) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        settings: OptimSettings,
+        working: torch.nn.Module | None = None,
+    ) -> None:
         self.settings = settings
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
+        self.model, self.working = model, working
         self.adamw = torch.optim.AdamW(
             self.parameters,
             lr=settings.lr,
@@ -29,32 +35,75 @@ class Optimizer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.updates = 0  # optimizer steps taken
-        self.skipped = 0  # optimizer steps skipped, in all
-        self.skips_in_row = 0
-        self.last_norm = 0.0  # of the gradient, before clipping
+        self.restore(updates=0, skipped=0, skips_in_row=0)
+        self._norm = torch.zeros(())
+
+    def restore(self, *, updates: int, skipped: int, skips_in_row: int) -> None:
+        """Sets the counts, and the working copy to the masters' weights: after a checkpoint."""
+        counts = (updates, skipped, skips_in_row, skips_in_row)
+        device = self.parameters[0].device
+        self._updates, self._skipped, self._in_row, self._most_in_row = (
+            torch.tensor(n, dtype=torch.int64, device=device) for n in counts
+        )
+        self._refresh()
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps taken."""
+        return int(self._updates)
+
+    @property
+    def skipped(self) -> int:
+        """Optimizer steps skipped, in all."""
+        return int(self._skipped)
+
+    @property
+    def skips_in_row(self) -> int:
+        """Optimizer steps skipped since the last one taken."""
+        return int(self._in_row)
+
+    @property
+    def last_norm(self) -> float:
+        """Of the gradient, before clipping."""
+        return float(self._norm)
 
     @property
     def lr(self) -> float:
         """Learning rate of the next step: linear warm-up, then constant."""
-        warmup = self.settings.warmup_steps
-        return self.settings.lr * min(1.0, (self.updates + 1) / max(1, warmup))
+        return float(self._rate())
 
     def step(self) -> None:
         """Clip, then step, or skip when the norm is not finite. Gradients are freed either way."""
-        self.last_norm = float(
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
-        )
-        if math.isfinite(self.last_norm):
-            for group in self.adamw.param_groups:
-                group["lr"] = self.lr
-            self.adamw.step()
-            self.updates, self.skips_in_row = self.updates + 1, 0
-        else:
-            self.skipped, self.skips_in_row = self.skipped + 1, self.skips_in_row + 1
+        self._norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        skip = ~self._norm.isfinite().to(self._updates.device)
+        for group in self.adamw.param_groups:
+            group["lr"] = self._rate()
+        self.adamw.found_inf = skip.float()  # 1: the fused kernel leaves all as it is
+        self.adamw.step()
+        self._updates = self._updates + ~skip
+        self._skipped = self._skipped + skip
+        self._in_row = (self._in_row + 1) * skip
+        self._most_in_row = self._most_in_row.maximum(self._in_row)
         self.adamw.zero_grad(set_to_none=True)
-        if self.skips_in_row >= self.settings.max_skips:
+        self._refresh()
+
+    def check(self) -> None:
+        """FloatingPointError when `max_skips` steps in a row were skipped; waits for the device."""
+        if int(self._most_in_row) >= self.settings.max_skips:
             raise FloatingPointError(
-                f"{self.skips_in_row} optimizer steps in a row had a gradient norm of "
-                f"{self.last_norm} (optim.max_skips): stopped before saving"
+                f"{int(self._most_in_row)} optimizer steps in a row had a gradient norm that is "
+                f"not finite, the last one {self.last_norm} (optim.max_skips): stopped before "
+                "saving"
+            )
+
+    def _rate(self) -> torch.Tensor:
+        warmed = (self._updates.double() + 1) / max(1, self.settings.warmup_steps)
+        rate = self.settings.lr * warmed.clamp(max=1)
+        return rate if rate.device.type == "cpu" else rate.float()  # what CUDA's kernel reads
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        if self.working is not None and self.working is not self.model:
+            torch._foreach_copy_(
+                list(self.working.parameters()), list(self.model.parameters()), non_blocking=True
             )

@@ -21,7 +21,7 @@ from trainer.data.problems import load_problems
 from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
 from trainer.embedded.task import make_problem
-from trainer.model import load_model
+from trainer.model import has_bfloat16, load_model, working_copy
 from trainer.model.invariant import make_batch_invariant
 from trainer.optim import Optimizer
 from trainer.rollout import RolloutEngine
@@ -55,7 +55,7 @@ def resolve_device(config: Config) -> Config:
         raise ConfigError("model.device: cuda asked for, but torch finds no CUDA device")
     dtype = config.model.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+        dtype = "bfloat16" if has_bfloat16(device) else "float32"
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, device=device, dtype=dtype)
     )
@@ -138,9 +138,10 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
     heldout = load_data(heldout_rows, config.data.heldout, "heldout", config.seed)
     device = config.model.device
     model = load_model(folder, dtype=torch.float32, device=device)
+    dtype = getattr(torch, config.model.dtype)
+    working = working_copy(model, dtype)
     reference = None
     if config.algorithm.kl_coef > 0:
-        dtype = getattr(torch, config.model.dtype)
         reference = load_model(folder, dtype=dtype, device=device).requires_grad_(False)
     if config.rollout.cuda_graphs and device != "cuda":
         raise ConfigError(f"rollout.cuda_graphs: there are none on {device}")
@@ -153,7 +154,7 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         train, tokenizer, config.budget, config.seed, config.data.max_prompt_tokens
     )
     engine = RolloutEngine(
-        model,
+        working,
         eos_id=tokenizer.eos_token_id,
         vocab_size=len(tokenizer),
         batch_size=config.rollout.batch_size,
@@ -163,8 +164,10 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         batch_invariant=config.rollout.batch_invariant,
         cuda_graphs=config.rollout.cuda_graphs,
     )
-    optimizer = Optimizer(model, config.optim)
-    parts = Trainer(config, model, reference, tokenizer, think_end, stream, engine, optimizer)
+    optimizer = Optimizer(model, config.optim, working)
+    parts = Trainer(
+        config, model, working, reference, tokenizer, think_end, stream, engine, optimizer
+    )
     fitting = [p for p in heldout if fits(p, tokenizer, config)]
     if not fitting:
         raise ConfigError(

@@ -21,7 +21,7 @@ from trainer.config import Config
 from trainer.data.stream import Cursor, PromptStream
 from trainer.grading import grade
 from trainer.metrics import Clock, MicroBatch, Outcome
-from trainer.model import Decoder, PackedAttention, mixed
+from trainer.model import Decoder, PackedAttention
 from trainer.model.invariant import block_logprob, block_policy_loss
 from trainer.optim import Optimizer
 from trainer.packing import pack, sequence_weights, split_by_tokens
@@ -36,7 +36,8 @@ class Trainer:
     """What a step works with. `cursor` moves only when the step is done."""
 
     config: Config
-    model: Decoder
+    model: Decoder  # float32 masters
+    working: Decoder  # what computes: the same, or its copy in bfloat16
     reference: Decoder | None  # frozen start of the run; None when algorithm.kl_coef is 0
     tokenizer: PreTrainedTokenizerBase
     think_end: tuple[int, ...]  # token ids of `</think>`
@@ -71,6 +72,7 @@ def train_step(trainer: Trainer) -> StepStats:
                 loss.backward()
                 outcomes.append(Outcome(number, loss.detach(), stats))
             trainer.optimizer.step()
+    trainer.optimizer.check()
     trainer.cursor, trainer.step = cursor, trainer.step + 1
     return statistics(trainer, rollouts, lengths, advantages, updates, outcomes, clock, dropped)
 
@@ -162,14 +164,13 @@ def logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tempered log-prob and entropy of each response token, float32 [R] each; no logits kept."""
     linear_logprob = block_logprob if config.rollout.batch_invariant else kernels.linear_logprob
-    with mixed(model.head_weight.device, config.model.dtype):
-        return linear_logprob(
-            response_states(model, batch),
-            model.head_weight,
-            batch.targets,
-            temperature=config.rollout.temperature,
-            vocab_size=vocab_size,
-        )
+    return linear_logprob(
+        response_states(model, batch),
+        model.head_weight,
+        batch.targets,
+        temperature=config.rollout.temperature,
+        vocab_size=vocab_size,
+    )
 
 
 @torch.no_grad()
@@ -182,7 +183,7 @@ def with_old_logprobs(trainer: Trainer, batch: PackedBatch, rollouts: list[Rollo
         values = [lp for i in members for lp in rollouts[i].completion.logprobs]
         old = torch.tensor(values, device=batch.rows.device)
     else:
-        old, _ = logprobs(config, trainer.model, batch, vocab_size)
+        old, _ = logprobs(config, trainer.working, batch, vocab_size)
     ref = None
     if trainer.reference is not None:
         ref, _ = logprobs(config, trainer.reference, batch, vocab_size)
@@ -193,28 +194,27 @@ def policy_loss(
     trainer: Trainer, micro: MicroBatch, advantages: Advantages
 ) -> tuple[torch.Tensor, kernels.PolicyStats]:
     """The micro-batch's share of the step's loss, float32 scalar, and its statistics."""
-    config, model, batch = trainer.config, trainer.model, micro.batch
+    config, model, batch = trainer.config, trainer.working, micro.batch
     linear_policy_loss = (
         block_policy_loss if config.rollout.batch_invariant else kernels.linear_policy_loss
     )
-    with mixed(model.head_weight.device, config.model.dtype):
-        return linear_policy_loss(
-            response_states(model, batch),
-            model.head_weight,
-            batch.targets,
-            micro.old,
-            micro.ref,
-            advantages.advantage[batch.samples],  # [B]
-            batch.seq_weight,
-            batch.seq_ids,
-            temperature=config.rollout.temperature,
-            vocab_size=trainer.engine.vocab_size,
-            clip_low=config.algorithm.clip_low,
-            clip_high=config.algorithm.clip_high,
-            kl_coef=config.algorithm.kl_coef,
-            kl_grad=config.algorithm.kl_grad,
-            entropy_coef=config.algorithm.entropy_coef,
-        )
+    return linear_policy_loss(
+        response_states(model, batch),
+        model.head_weight,
+        batch.targets,
+        micro.old,
+        micro.ref,
+        advantages.advantage[batch.samples],  # [B]
+        batch.seq_weight,
+        batch.seq_ids,
+        temperature=config.rollout.temperature,
+        vocab_size=trainer.engine.vocab_size,
+        clip_low=config.algorithm.clip_low,
+        clip_high=config.algorithm.clip_high,
+        kl_coef=config.algorithm.kl_coef,
+        kl_grad=config.algorithm.kl_grad,
+        entropy_coef=config.algorithm.entropy_coef,
+    )
 
 
 def statistics(
@@ -249,5 +249,5 @@ def statistics(
         assert first == 0, first
     generated = sum(len(r.completion.token_ids) for r in rollouts)
     trained = sum(len(micro.batch.input_ids) for micro in micro_batches)
-    seconds = metrics.speed(clock.seconds, generated, trained)
+    seconds = metrics.speed(clock.seconds(), generated, trained)
     return StepStats(trainer.step, values, seconds, rollouts, advantages)

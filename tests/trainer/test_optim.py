@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from trainer_helpers import make_config
 
 from trainer.config import OptimSettings
@@ -181,6 +182,7 @@ def test_so_many_skips_in_a_row_stop_the_run():
     def step(value: float) -> None:
         set_gradients(model, [value, 0.0, 0.0])
         optimizer.step()
+        optimizer.check()
 
     for value in (math.nan, math.nan, 1.0, math.inf, math.inf):  # a good one starts over
         step(value)
@@ -189,6 +191,25 @@ def test_so_many_skips_in_a_row_stop_the_run():
     with pytest.raises(FloatingPointError, match=r"3 optimizer steps in a row.*nan.*max_skips"):
         step(math.nan)
     assert_same(state_of(model, optimizer), before)
+
+
+class NoRead(TorchDispatchMode):
+    """Refuses what would make the host wait for a device: reading a tensor's value."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, "a tensor was read"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_a_step_reads_no_tensor(value):
+    model = Tiny()
+    optimizer = Optimizer(model, make_settings(warmup_steps=2, max_skips=1))
+    set_gradients(model, [value, 0.0, 0.0])
+    with NoRead():
+        optimizer.step()
+        with pytest.raises(AssertionError, match="a tensor was read"):
+            optimizer.check()
 
 
 def test_a_step_without_gradients_moves_nothing():

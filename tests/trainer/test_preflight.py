@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import kernels
 from tests.helpers import run_here, tiny_config
+from trainer import preflight
 from trainer.config import ConfigError
 from trainer.embedded.task import split_of
 from trainer.preflight import (
@@ -110,10 +111,12 @@ def test_auto_takes_what_the_machine_has(tiny_base, tmp_path, monkeypatch):
     auto = dataclasses.replace(
         config, model=dataclasses.replace(config.model, device="auto", dtype="auto")
     )
-    for cuda, expected in ((False, ("cpu", "float32")), (True, ("cuda", "bfloat16"))):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        found = resolve_device(auto).model
-        assert (found.device, found.dtype) == expected
+    for cuda in (False, True):
+        for low, dtype in ((False, "float32"), (True, "bfloat16")):
+            monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+            monkeypatch.setattr(preflight, "has_bfloat16", lambda device, low=low: low)
+            found = resolve_device(auto).model
+            assert (found.device, found.dtype) == ("cuda" if cuda else "cpu", dtype)
 
 
 def test_cuda_without_a_device_is_refused(tiny_base, tmp_path, monkeypatch):

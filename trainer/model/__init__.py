@@ -3,7 +3,7 @@
 from trainer.model.attention import Attend, DecodeAttention, PackedAttention, PagedCache
 from trainer.model.config import ModelConfig, RopeConfig, read_config
 from trainer.model.decoder import Decoder
-from trainer.model.precision import mixed
+from trainer.model.precision import has_bfloat16, mixed, working_copy
 from trainer.model.weights import copy_tokenizer, load_model, save_model
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "PagedCache",
     "RopeConfig",
     "copy_tokenizer",
+    "has_bfloat16",
     "load_model",
     "mixed",
     "read_config",
     "save_model",
+    "working_copy",
 ]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kernels import rms_norm, rope, swiglu
 from trainer.model.attention import Attend
 from trainer.model.config import ModelConfig, RopeConfig
+from trainer.model.embedding import Embedding
 
 INIT_STD = 0.02  # transformers' initializer_range for all three families
 
@@ -87,7 +88,7 @@ class Backbone(nn.Module):
         self, config: ModelConfig, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(
+        self.embed_tokens = Embedding(
             config.vocab_size, config.hidden_size, device=device, dtype=dtype
         )
         self.layers = nn.ModuleList(

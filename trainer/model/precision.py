@@ -1,14 +1,49 @@
-"""Mixed precision: float32 master weights, bfloat16 matrix products."""
+"""Mixed precision: float32 masters, and a copy of them in bfloat16 that computes."""
 
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import torch
+from torch import Tensor
+
+from trainer.model.decoder import Decoder
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether `device` multiplies bfloat16 matrices in hardware ("cpu" or "cuda")."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in features and torch.cpu._is_avx512_bf16_supported()
+
+
+def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
+    """The model that computes for `master`, in `dtype`: `master` itself where that is its own.
+
+    Whenever a backward pass has made a gradient of the copy, it moves to the master's `grad`, in
+    float32: micro-batches are summed there, and the copy holds no gradients. Its weights are set by
+    the optimizer (optim.py), which is given both.
+    """
+    if master.head_weight.dtype == dtype:
+        return master
+    copy = Decoder(master.config, device=master.head_weight.device, dtype=dtype)
+    for working, parameter in zip(copy.parameters(), master.parameters(), strict=True):
+        working.register_post_accumulate_grad_hook(partial(_add_to, parameter))
+    return copy
+
+
+def _add_to(parameter: Tensor, working: Tensor) -> None:
+    gradient, working.grad = working.grad, None
+    if parameter.grad is None:
+        parameter.grad = gradient.to(parameter.dtype)
+    else:
+        parameter.grad.add_(gradient)
 
 
 def mixed(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
-    """Autocast to bfloat16 for dtype "bfloat16", nothing for "float32" (model.dtype)."""
+    """Autocast to bfloat16 for dtype "bfloat16", nothing for "float32": for float32 weights."""
     if dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
