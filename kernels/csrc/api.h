@@ -49,17 +49,18 @@ LCPO_API void lcpo_product(const uint16_t* a, bool a_is_transposed, int64_t a_st
                            float* c, int64_t c_stride, bool add, int32_t threads);
 
 // varlen_attention: q, out [T, heads, size], k, v [T, kv_heads, size], float32 or bf16,
-// cu_seqlens [sequences + 1] with T last, lse [heads, T] the log sum exp of each row's scores.
-// Contract: kernels/ops/varlen_attention.py.
+// cu_seqlens [sequences + 1] with T last, prefix null or [sequences], lse [heads, T] the log sum exp
+// of each row's scores. Contract: kernels/ops/varlen_attention.py.
 LCPO_API void lcpo_varlen_attention_forward(const void* q, const void* k, const void* v,
                                             bool is_bf16, const int32_t* cu_seqlens,
-                                            int64_t sequences, int64_t heads, int64_t kv_heads,
-                                            int64_t size, float scale, void* out, float* lse,
-                                            int32_t threads);
+                                            const int32_t* prefix, int64_t sequences,
+                                            int64_t heads, int64_t kv_heads, int64_t size,
+                                            float scale, void* out, float* lse, int32_t threads);
 LCPO_API void lcpo_varlen_attention_backward(
     const void* grad_out, const void* q, const void* k, const void* v, const void* out,
-    const float* lse, bool is_bf16, const int32_t* cu_seqlens, int64_t sequences, int64_t heads,
-    int64_t kv_heads, int64_t size, float scale, void* dq, void* dk, void* dv, int32_t threads);
+    const float* lse, bool is_bf16, const int32_t* cu_seqlens, const int32_t* prefix,
+    int64_t sequences, int64_t heads, int64_t kv_heads, int64_t size, float scale, void* dq,
+    void* dk, void* dv, int32_t threads);
 
 // paged_decode_attention: q, out [rows, heads, size], caches [pages, page_size, kv_heads, size],
 // float32 or bf16, block_table [rows, pages_per_row], cache_seqlens [rows], at least 1.

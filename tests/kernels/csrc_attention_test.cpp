@@ -73,28 +73,37 @@ void test_transpose() {
   }
 }
 
-// Sequences around a register and a block of keys; sizes with and without padding to a register.
-void test_attention(int64_t heads, int64_t kv_heads, int64_t size, int threads) {
+// Sequences around a register and a block of keys; sizes with and without padding to a register. With
+// `sharing` the last two, of 65 and 129 tokens, have the one of 17 before them.
+void test_attention(int64_t heads, int64_t kv_heads, int64_t size, int threads, bool sharing) {
   const std::vector<int32_t> cu_seqlens = {0, 1, 1, 18, 82, 147, 276};
+  const std::vector<int32_t> shares = {-1, -1, -1, -1, 2, 2};
+  const int32_t* prefix = sharing ? shares.data() : nullptr;
   const int64_t sequences = 6, tokens = 276, group = heads / kv_heads;
   const float scale = 0.3f;
   const auto q = noise(tokens * heads * size, 0.0f), grad = noise(tokens * heads * size, 1.0f);
   const auto k = noise(tokens * kv_heads * size, 2.0f), v = noise(tokens * kv_heads * size, 3.0f);
   std::vector<float> out(q.size()), lse(heads * tokens), dq(q.size()), dk(k.size()), dv(v.size());
-  lcpo_varlen_attention_forward(q.data(), k.data(), v.data(), false, cu_seqlens.data(), sequences,
-                                heads, kv_heads, size, scale, out.data(), lse.data(), threads);
+  lcpo_varlen_attention_forward(q.data(), k.data(), v.data(), false, cu_seqlens.data(), prefix,
+                                sequences, heads, kv_heads, size, scale, out.data(), lse.data(),
+                                threads);
   lcpo_varlen_attention_backward(grad.data(), q.data(), k.data(), v.data(), out.data(), lse.data(),
-                                 false, cu_seqlens.data(), sequences, heads, kv_heads, size, scale,
-                                 dq.data(), dk.data(), dv.data(), threads);
+                                 false, cu_seqlens.data(), prefix, sequences, heads, kv_heads,
+                                 size, scale, dq.data(), dk.data(), dv.data(), threads);
   std::vector<double> want_dq(q.size()), want_dk(k.size()), want_dv(v.size());
   for (int64_t b = 0; b < sequences; ++b) {
     for (int64_t i = cu_seqlens[b]; i < cu_seqlens[b + 1]; ++i) {
+      std::vector<int64_t> seen;  // tokens
+      if (sharing && shares[b] >= 0) {
+        for (int64_t j = cu_seqlens[shares[b]]; j < cu_seqlens[shares[b] + 1]; ++j) seen.push_back(j);
+      }
+      for (int64_t j = cu_seqlens[b]; j <= i; ++j) seen.push_back(j);
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t row = (i * heads + h) * size;
         const auto key = [&](int64_t j) { return (j * kv_heads + h / group) * size; };
         std::vector<double> p;
         double sum = 0.0, delta = 0.0;
-        for (int64_t j = cu_seqlens[b]; j <= i; ++j) {
+        for (const int64_t j : seen) {
           double score = 0.0;
           for (int64_t d = 0; d < size; ++d) score += double{q[row + d]} * k[key(j) + d];
           p.push_back(std::exp(scale * score));
@@ -103,12 +112,12 @@ void test_attention(int64_t heads, int64_t kv_heads, int64_t size, int threads) 
         check(std::fabs(lse[h * tokens + i] - std::log(sum)) < 1e-5, "log-sum-exp");
         for (int64_t d = 0; d < size; ++d) {
           double want = 0.0;
-          for (size_t j = 0; j < p.size(); ++j) want += p[j] / sum * v[key(cu_seqlens[b] + j) + d];
+          for (size_t j = 0; j < p.size(); ++j) want += p[j] / sum * v[key(seen[j]) + d];
           check(std::fabs(out[row + d] - want) < 1e-5, "output");
           delta += want * grad[row + d];
         }
         for (size_t j = 0; j < p.size(); ++j) {
-          const int64_t at = key(cu_seqlens[b] + j);
+          const int64_t at = key(seen[j]);
           double slope = 0.0;
           for (int64_t d = 0; d < size; ++d) slope += double{grad[row + d]} * v[at + d];
           const double ds = scale * p[j] / sum * (slope - delta);
@@ -134,11 +143,11 @@ void test_attention(int64_t heads, int64_t kv_heads, int64_t size, int threads) 
   const auto q16 = rounded(q), k16 = rounded(k), v16 = rounded(v), grad16 = rounded(grad);
   std::vector<lcpo::bf16> out16(q.size()), dq16(q.size()), dk16(k.size()), dv16(v.size());
   lcpo_varlen_attention_forward(q16.data(), k16.data(), v16.data(), true, cu_seqlens.data(),
-                                sequences, heads, kv_heads, size, scale, out16.data(), lse.data(),
+                                prefix, sequences, heads, kv_heads, size, scale, out16.data(), lse.data(),
                                 threads);
   lcpo_varlen_attention_backward(grad16.data(), q16.data(), k16.data(), v16.data(), out16.data(),
-                                 lse.data(), true, cu_seqlens.data(), sequences, heads, kv_heads,
-                                 size, scale, dq16.data(), dk16.data(), dv16.data(), threads);
+                                 lse.data(), true, cu_seqlens.data(), prefix, sequences, heads,
+                                 kv_heads, size, scale, dq16.data(), dk16.data(), dv16.data(), threads);
   check(std::fabs(lcpo::load(out16.data()) - out[0]) < 1e-2, "bf16 output");
 }
 
@@ -149,8 +158,8 @@ void test_decode(int64_t heads, int64_t kv_heads, int64_t size, int threads) {
     const auto v = noise(length * kv_heads * size, 2.0f);
     const std::vector<int32_t> cu_seqlens = {0, static_cast<int32_t>(length)};
     std::vector<float> want(q.size()), lse(heads * length);
-    lcpo_varlen_attention_forward(q.data(), k.data(), v.data(), false, cu_seqlens.data(), 1, heads,
-                                  kv_heads, size, 0.3f, want.data(), lse.data(), threads);
+    lcpo_varlen_attention_forward(q.data(), k.data(), v.data(), false, cu_seqlens.data(), nullptr,
+                                  1, heads, kv_heads, size, 0.3f, want.data(), lse.data(), threads);
     for (const int64_t page : {1, 3, 16, 256}) {
       const int64_t pages = (length + page - 1) / page, token = kv_heads * size;
       std::vector<float> k_cache(pages * page * token), v_cache(k_cache.size());
@@ -178,7 +187,7 @@ int main(int argc, char** argv) {
   test_gemm();
   test_transpose();
   for (const auto& [heads, kv_heads, size] : {std::array{6, 2, 64}, {4, 4, 24}, {30, 1, 8}}) {
-    test_attention(heads, kv_heads, size, threads);
+    for (const bool sharing : {false, true}) test_attention(heads, kv_heads, size, threads, sharing);
     test_decode(heads, kv_heads, size, threads);
   }
   std::printf("%d failures\n", failures);

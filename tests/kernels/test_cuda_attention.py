@@ -14,6 +14,7 @@ import kernels
 from kernels.cuda_impl import loading
 from kernels.cuda_impl import paged_decode_attention as cuda_decode
 from kernels.cuda_impl import varlen_attention as cuda_varlen
+from kernels.torch_ref import varlen_attention as varlen_ref
 
 
 @pytest.fixture
@@ -120,3 +121,72 @@ def test_decode_on_a_gpu(page):
     arguments = (q[last], *paged(k, v, cu_seqlens, page, 0.0), cu_seqlens.diff())
     got = kernels.paged_decode_attention(*(x.cuda() for x in arguments), scale=SCALE)
     assert_three_way(got.cpu(), naive(q, k, v, cu_seqlens)[last], truth, 2**-8, "decode")
+
+
+# Sequences behind a prefix: the first three are prefixes, of which the second has no response.
+SHARED = [5, 3, 4, 2, 6, 3], [-1, -1, -1, 0, 0, 2]
+
+
+def flash_by_hand(q, k, v, bounds, scale):
+    """_flash in float32 on the CPU: (out, lse)."""
+    out, lse = torch.zeros(q.shape), torch.full((q.shape[1], len(q)), -torch.inf)
+    for i in range(len(bounds.queries) - 1):
+        rows, seen = (slice(*x[i : i + 2].tolist()) for x in (bounds.queries, bounds.keys))
+        scores = torch.einsum("ihd,jhd->hij", q[rows], k[seen].repeat_interleave(3, 1)) * scale
+        if bounds.causal:
+            scores += torch.full(scores.shape[1:], -torch.inf).triu(1)
+        lse[:, rows] = scores.logsumexp(-1)
+        p = scores.softmax(-1)
+        out[rows] = torch.einsum("hij,jhd->ihd", p, v[seen].repeat_interleave(3, 1))
+    return out, lse
+
+
+def flash_backward_by_hand(grad, q, k, v, out, lse, bounds, scale):
+    """FlashAttention-2's backward pass of such a call, from the given output and log-sum-exp."""
+    dq, dk, dv = (torch.zeros(x.shape) for x in (q, k, v))
+    for i in range(len(bounds.queries) - 1):
+        rows, seen = (slice(*x[i : i + 2].tolist()) for x in (bounds.queries, bounds.keys))
+        keys, values = (x[seen].repeat_interleave(3, 1) for x in (k, v))
+        scores = torch.einsum("ihd,jhd->hij", q[rows], keys) * scale
+        p = (scores - lse[:, rows, None]).exp()
+        p = p.tril() if bounds.causal else p
+        delta = (grad[rows] * out[rows]).sum(-1).t()[..., None]
+        ds = p * (torch.einsum("ihd,jhd->hij", grad[rows], values) - delta) * scale
+        dq[rows] = torch.einsum("hij,jhd->ihd", ds, keys)
+        for total, weights, x in ((dk, ds, q), (dv, p, grad)):
+            part = torch.einsum("hij,ihd->jhd", weights, x[rows])
+            total[seen] = part.unflatten(1, (-1, 3)).sum(2)
+    return dq, dk, dv
+
+
+@pytest.mark.parametrize("by", ["flash", "sdpa"])
+def test_two_calls_merge_into_one_softmax(by, monkeypatch):
+    *tensors, cu_seqlens = packed(SHARED[0])
+    prefix = torch.tensor(SHARED[1]).int()
+    if by == "flash":
+        monkeypatch.setattr(cuda_varlen, "takes", lambda q: True)
+        monkeypatch.setattr(cuda_varlen, "_flash", flash_by_hand)
+        monkeypatch.setattr(cuda_varlen, "_flash_backward", flash_backward_by_hand)
+    grad = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(3))
+    bounds = (cu_seqlens, 6, SCALE, prefix)
+    out, lse = cuda_varlen.forward(*tensors, *bounds)
+    got = (out, *cuda_varlen.backward(grad, *tensors, out, lse, *bounds))
+    wanted, wanted_lse = varlen_ref.forward(*tensors, *bounds)
+    want = (wanted, *varlen_ref.backward(grad, *tensors, wanted, wanted_lse, *bounds))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_calls_of_flash_attn_with_a_prefix(calls):
+    q, k, v, cu_seqlens = packed(SHARED[0], dtype=torch.bfloat16)
+    bounds = (cu_seqlens, 6, SCALE, torch.tensor(SHARED[1]).int())
+    out, lse = cuda_varlen.forward(q, k, v, *bounds)
+    grads = cuda_varlen.backward(out, q, k, v, out, lse, *bounds)
+    assert [name for name, _ in calls] == ["forward"] * 2 + ["backward"] * 2
+    for (_, own), (_, shared) in (calls[:2], calls[2:]):
+        assert own["causal"] and own["q"].equal(q) and own["cu_seqlens_q"].equal(cu_seqlens)
+        assert not shared["causal"] and shared["q"].equal(q[12:]) and shared["k"].equal(k[:12])
+        assert shared["cu_seqlens_q"].tolist() == [0, 8, 8, 11]
+        assert shared["cu_seqlens_k"].tolist() == [0, 5, 8, 12]
+        assert (shared["max_seqlen_q"], shared["max_seqlen_k"]) == (8, 5)
+    assert [x.unique().tolist() for x in (grads[0][12:], grads[1][:12], grads[2][:12])] == [[2]] * 3

@@ -174,7 +174,7 @@ def test_cpp_writes_all_its_outputs_and_nothing_else(cpp):
     lse = torch.full((6 * tokens + 2 * guard,), torch.nan)
     lse_inside = lse[guard:-guard]
     inputs = [x.data_ptr() for x in (q, k, v)]
-    shape = (False, cu_seqlens.data_ptr(), 3, 6, 2, 24, SCALE)
+    shape = (False, cu_seqlens.data_ptr(), 0, 3, 6, 2, 24, SCALE)
     cpp_attention._forward(*inputs, *shape, out[inside].data_ptr(), lse_inside.data_ptr(), 2)
     want_out, want_lse = cpp_attention.forward(q, k, v, cu_seqlens, 65, SCALE)
     assert out[inside].equal(want_out) and lse_inside.equal(want_lse.flatten())

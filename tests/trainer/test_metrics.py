@@ -194,7 +194,7 @@ def test_clock_adds_up_what_a_phase_takes(monkeypatch):
     for phase in ("rollout", "update", "rollout"):
         with clock(phase):
             pass
-    assert dict(clock.seconds) == {"rollout": 3.0, "update": 0.5}
+    assert dict(clock.seconds()) == {"rollout": 3.0, "update": 0.5}
 
 
 def test_speed():
