@@ -139,6 +139,9 @@ class TrainSettings:
     steps: PosInt
     micro_batch_tokens: PosInt
     """Packed tokens a forward and backward pass."""
+    share_prompts: Literal["auto", True, False]
+    """The samples of a group attend to one copy of their prompt; gradients are the same. auto: when
+    that saves a twentieth of the tokens."""
     debug: bool
     """Assert ratio == 1 on the first mini-batch."""
     self_check_every: Count

@@ -16,7 +16,9 @@ import torch
 
 import kernels
 from trainer.config import BudgetSettings
+from trainer.flops import BACKWARD, Work, forward_flops, packed_work, sequence_work
 from trainer.grading import REASONS
+from trainer.model import ModelConfig
 from trainer.rollout import RolloutStats
 from trainer.types import Advantages, PackedBatch, Rollout
 
@@ -206,12 +208,69 @@ def rollout_metrics(stats: RolloutStats) -> dict[str, float]:
     }
 
 
-def speed(seconds: dict[str, float], generated: int, trained: int) -> dict[str, float]:
-    """Everything that depends on the machine and not on the seed."""
+def batch_work(batch: PackedBatch) -> Work:
+    """What a forward pass over the batch computes."""
+    return packed_work(batch.cu_seqlens, batch.prefix, len(batch.rows))
+
+
+def packing_metrics(
+    updates: Sequence[Sequence[MicroBatch]], max_tokens: int, model: ModelConfig
+) -> dict[str, float]:
+    """How evenly and how far the micro-batches are filled; empty when there are none."""
+    batches = [micro.batch for update in updates for micro in update]
+    if not batches:
+        return {}
+    tokens = [len(batch.input_ids) for batch in batches]
+    held = sum(int(batch.cu_seqlens[-1]) for batch in batches)
+    imbalance = 0.0
+    for update in filter(None, updates):
+        costs = [forward_flops(model, batch_work(micro.batch)) for micro in update]
+        imbalance = max(imbalance, max(costs) * len(costs) / sum(costs) - 1)
+    return {
+        "packing/micro_batches": len(batches),
+        "packing/fill": sum(tokens) / (max_tokens * len(batches)),
+        "packing/padding": 1 - held / sum(tokens),
+        "packing/imbalance": imbalance,
+    }
+
+
+def step_flops(
+    rollouts: Sequence[Rollout],
+    micro_batches: Sequence[MicroBatch],
+    model: ModelConfig,
+    *,
+    log_prob_passes: int,
+) -> dict[str, int]:
+    """Model FLOPs by phase: what the mathematics asks for, nothing computed twice."""
+    responses: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for r in rollouts:
+        responses[r.prompt.token_ids].append(len(r.completion.token_ids))
+    drawn = sum(
+        forward_flops(model, sequence_work(len(prompt), lengths, shared=True))
+        for prompt, lengths in responses.items()
+    )
+    forward = sum(forward_flops(model, batch_work(micro.batch)) for micro in micro_batches)
+    return {
+        "rollout": drawn,
+        "old_logprob": log_prob_passes * forward,
+        "update": (1 + BACKWARD) * forward,
+    }
+
+
+def speed(
+    seconds: dict[str, float], tokens: dict[str, int], flops: dict[str, int], peak: float
+) -> dict[str, float]:
+    """Everything that depends on the machine and not on the seed; all three are by phase.
+
+    peak: FLOP/s of a large product, see flops.peak_flops.
+    """
     values = dict(seconds)
     values["total"] = sum(seconds.values())
-    values["speed/rollout_tokens_per_s"] = generated / seconds["rollout"]
-    values["speed/update_tokens_per_s"] = trained / seconds["update"]
+    for phase, count in tokens.items():
+        values[f"speed/{phase}_tokens_per_s"] = count / seconds[phase]
+    for phase, work in flops.items():
+        values[f"mfu/{phase}"] = work / seconds[phase] / peak
+    values["mfu/total"] = sum(flops.values()) / values["total"] / peak
     values["memory/peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_available():
         values["memory/cuda_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30

@@ -25,7 +25,7 @@ from trainer.embedded.card import write_card
 from trainer.embedded.corpus import Hints, example
 from trainer.embedded.tokenizer import save_tokenizer
 from trainer.model import Decoder, ModelConfig, PackedAttention, save_model
-from trainer.packing import pack, split_by_tokens
+from trainer.packing import micro_batches, pack
 
 ROWS_MULTIPLE = 64  # the embedding is padded, so the vocabulary tail is met on every run
 
@@ -104,10 +104,10 @@ def supervised_step(
     model: Decoder, pairs: list[tuple[tuple[int, ...], list[int]]], vocab_size: int, max_tokens: int
 ) -> float:
     """Backward of the mean log-loss over chain tokens; returns the loss."""
-    pairs = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
     count = sum(len(chain) for _, chain in pairs)
     total = 0.0
-    for members in split_by_tokens([len(p) + len(c) for p, c in pairs], max_tokens):
+    sizes = [len(p) for p, _ in pairs], [len(c) for _, c in pairs]
+    for members in micro_batches(*sizes, None, max_tokens, lambda work: work.tokens):
         weight = torch.full((len(members),), 1 / count)
         batch = pack(
             [pairs[i][0] for i in members], [pairs[i][1] for i in members], weight, members

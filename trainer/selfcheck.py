@@ -52,16 +52,21 @@ def self_check(
 
 
 def first_sequence(batch: PackedBatch) -> PackedBatch:
-    """The first sequence alone: its log-probs depend on nothing else in the batch."""
-    tokens, rows = int(batch.cu_seqlens[1]), int((batch.seq_ids == 0).sum())
+    """The first sequence alone, with its prompt: its log-probs depend on nothing else."""
+    place = 0 if batch.prefix is None else int((batch.prefix < 0).sum())
+    parts = [place] if batch.prefix is None else [0, place]
+    bounds = [batch.cu_seqlens[part : part + 2].tolist() for part in parts]
+    tokens = torch.cat([torch.arange(*pair) for pair in bounds]).to(batch.rows.device)
+    size, count = len(tokens), int((batch.seq_ids == 0).sum())
     return PackedBatch(
-        input_ids=batch.input_ids[:tokens],
-        position_ids=batch.position_ids[:tokens],
-        cu_seqlens=batch.cu_seqlens[:2],
-        max_seqlen=tokens,
-        rows=batch.rows[:rows],
-        targets=batch.targets[:rows],
-        seq_ids=batch.seq_ids[:rows],
+        input_ids=batch.input_ids[tokens],
+        position_ids=batch.position_ids[tokens],
+        cu_seqlens=torch.tensor([0, size], dtype=torch.int32),
+        max_seqlen=size,
+        prefix=None,
+        rows=torch.arange(size - 1 - count, size - 1, device=tokens.device),
+        targets=batch.targets[:count],
+        seq_ids=batch.seq_ids[:count],
         samples=batch.samples[:1],
         seq_weight=batch.seq_weight[:1],
     )

@@ -59,7 +59,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         return _in_range(_value(kind, value, key), limit, key)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(typing.get_args(hint))}")
+            allowed = ", ".join(map(str, typing.get_args(hint)))
+            raise ConfigError(f"{key}: {value!r} is not one of {allowed}")
         return value
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list) or not value:

@@ -19,12 +19,13 @@ import kernels
 from trainer import lcpo, metrics
 from trainer.config import Config
 from trainer.data.stream import Cursor, PromptStream
+from trainer.flops import forward_flops, peak_flops
 from trainer.grading import grade
 from trainer.metrics import Clock, MicroBatch, Outcome
-from trainer.model import Decoder, PackedAttention
+from trainer.model import Decoder, PackedAttention, take_rows
 from trainer.model.invariant import block_logprob, block_policy_loss
 from trainer.optim import Optimizer
-from trainer.packing import pack, sequence_weights, split_by_tokens
+from trainer.packing import micro_batches, pack, sequence_weights, shares_prompts
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.seeds import derive_seed
 from trainer.selfcheck import self_check
@@ -60,13 +61,13 @@ def train_step(trainer: Trainer) -> StepStats:
     with clock("old_logprob"):
         updates = [
             [with_old_logprobs(trainer, batch, rollouts) for batch in batches]
-            for batches in pack_updates(config, rollouts, trainer.model.head_weight.device)
+            for batches in pack_updates(trainer, rollouts)
         ]
     self_check(trainer, updates, logprobs)
     outcomes = []
     with clock("update"):
-        for number, micro_batches in enumerate(updates):
-            for micro in micro_batches:
+        for number, batches in enumerate(updates):
+            for micro in batches:
                 trainer.on_phase("update", len(outcomes), sum(map(len, updates)))
                 loss, stats = policy_loss(trainer, micro, advantages)
                 loss.backward()
@@ -115,10 +116,9 @@ def count(trainer: Trainer, rollouts: list[Rollout]) -> kernels.Lengths:
     )
 
 
-def pack_updates(
-    config: Config, rollouts: list[Rollout], device: torch.device
-) -> list[list[PackedBatch]]:
+def pack_updates(trainer: Trainer, rollouts: list[Rollout]) -> list[list[PackedBatch]]:
     """The step's samples as packed micro-batches, one list an optimizer step."""
+    config, model = trainer.config, trainer.model
     per_update = len(rollouts) // config.algorithm.updates
     updates = []
     for start in range(0, len(rollouts), per_update):
@@ -127,13 +127,20 @@ def pack_updates(
             for i in range(start, start + per_update)
             if not (config.algorithm.drop_truncated and rollouts[i].completion.truncated)
         ]
-        members = [rollouts[i] for i in kept]
-        prompts = [r.prompt.token_ids for r in members]
-        responses = [r.completion.token_ids for r in members]
-        totals = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        batches = split_by_tokens(totals, config.train.micro_batch_tokens)
+        kept.sort(key=lambda i: rollouts[i].prompt.group)
+        prompts = [rollouts[i].prompt.token_ids for i in kept]
+        responses = [rollouts[i].completion.token_ids for i in kept]
+        groups = [rollouts[i].prompt.group for i in kept]
+        sizes = [len(p) for p in prompts], [len(r) for r in responses]
+        shared = shares_prompts(config.train.share_prompts, *sizes, groups)
+        batches = micro_batches(
+            *sizes,
+            groups if shared else None,
+            config.train.micro_batch_tokens,
+            lambda work: forward_flops(model.config, work),
+        )
         weights = sequence_weights(
-            [len(r) for r in responses],
+            sizes[1],
             config.algorithm.normaliser,
             constant=config.rollout.max_response_tokens,
             micro_batches=batches,
@@ -145,7 +152,8 @@ def pack_updates(
                     [responses[i] for i in batch],
                     weights[batch],
                     [kept[i] for i in batch],
-                    device,
+                    model.head_weight.device,
+                    [groups[i] for i in batch] if shared else None,
                 )
                 for batch in batches
             ]
@@ -155,8 +163,9 @@ def pack_updates(
 
 def response_states(model: Decoder, batch: PackedBatch) -> torch.Tensor:
     """Hidden states that predict response tokens [R, H]: prompt rows never reach the head."""
-    attend = PackedAttention(batch.cu_seqlens, batch.max_seqlen, model.config.attention_scale)
-    return model(batch.input_ids, batch.position_ids, attend)[batch.rows]
+    scale = model.config.attention_scale
+    attend = PackedAttention(batch.cu_seqlens, batch.max_seqlen, scale, prefix=batch.prefix)
+    return take_rows(model(batch.input_ids, batch.position_ids, attend), batch.rows)
 
 
 def logprobs(
@@ -228,26 +237,32 @@ def statistics(
     dropped: int,
 ) -> StepStats:
     """All the step reports; the one place where it waits for the device."""
-    optimizer, micro_batches = (
-        trainer.optimizer,
-        [micro for batches in updates for micro in batches],
-    )
+    config, optimizer, model = trainer.config, trainer.optimizer, trainer.working
+    trained = [micro for batches in updates for micro in batches]
     values = {
         **metrics.reward_metrics(rollouts, advantages),
-        **metrics.length_metrics(rollouts, lengths, trainer.config.budget),
+        **metrics.length_metrics(rollouts, lengths, config.budget),
         **metrics.policy_metrics(outcomes),
-        **metrics.gap_metrics(rollouts, micro_batches),
+        **metrics.gap_metrics(rollouts, trained),
+        **metrics.packing_metrics(updates, config.train.micro_batch_tokens, model.config),
         **metrics.rollout_metrics(trainer.engine.stats),
         "optim/grad_norm": optimizer.last_norm,
         "optim/lr": optimizer.lr,
         "optim/skipped": optimizer.skipped,
         "data/dropped_prompts": dropped,
     }
-    if trainer.config.train.debug:
+    if config.train.debug:
         # Old log-probs and the first mini-batch run the same kernels on the same packing.
         first = values.get("policy/ratio_dev_first", 0)  # absent when all samples were dropped
         assert first == 0, first
-    generated = sum(len(r.completion.token_ids) for r in rollouts)
-    trained = sum(len(micro.batch.input_ids) for micro in micro_batches)
-    seconds = metrics.speed(clock.seconds(), generated, trained)
+    passes = (config.algorithm.old_logprob == "trainer") + (trainer.reference is not None)
+    packed = sum(len(micro.batch.input_ids) for micro in trained)
+    tokens = {"rollout": sum(len(r.completion.token_ids) for r in rollouts), "update": packed}
+    tokens["old_logprob"] = passes * packed
+    seconds = metrics.speed(
+        clock.seconds(),
+        tokens,
+        metrics.step_flops(rollouts, trained, model.config, log_prob_passes=passes),
+        peak_flops(model.head_weight.device, model.head_weight.dtype),
+    )
     return StepStats(trainer.step, values, seconds, rollouts, advantages)

@@ -97,12 +97,16 @@ class PackedBatch:
     Example, two sequences "p p r r" and "p r": input_ids has T = 6, cu_seqlens = [0, 4, 6],
     position_ids = [0,1,2,3, 0,1]; the hidden states that predict response tokens are
     rows [1, 2, 4] (R = 3), their targets are the tokens at [2, 3, 5], seq_ids = [0, 0, 1].
+
+    With `prefix`, prompts stand once and come first. "p p" with the responses "r r" and "r": T = 5,
+    cu_seqlens = [0, 2, 4, 5], prefix = [-1, 0, 0], position_ids = [0,1, 2,3, 2], rows [1, 2, 1].
     """
 
     input_ids: torch.Tensor  # int64 [T]
     position_ids: torch.Tensor  # int64 [T], restarts at 0 in each sequence
-    cu_seqlens: torch.Tensor  # int32 [B + 1]
+    cu_seqlens: torch.Tensor  # int32 [B + 1], or [prompts + B + 1] with prefix; on the CPU
     max_seqlen: int
+    prefix: torch.Tensor | None  # int32 [prompts + B] on the CPU, see kernels.varlen_attention
     rows: torch.Tensor  # int64 [R], positions whose hidden state predicts a response token
     targets: torch.Tensor  # int64 [R]
     seq_ids: torch.Tensor  # int32 [R], sequence of each response token, 0 <= id < B

@@ -16,6 +16,7 @@ from trainer.config import BudgetSettings
 from trainer.evaluate.budgets import summary
 from trainer.grading import REASONS
 from trainer.metrics import MicroBatch, Outcome
+from trainer.model import ModelConfig
 from trainer.packing import pack
 from trainer.step import train_step
 from trainer.types import Advantages
@@ -184,6 +185,36 @@ def test_gap_pairs_each_token_with_its_own():
     }
 
 
+# Packing and work ------------------------------------------------------------------------------
+
+
+def test_packing_metrics_by_hand():
+    model = ModelConfig("llama", 8, 2, 2, 1, 1, 1, 2)  # a token 2 (16 + 12), a pair 8, a row 32
+    one, two, three = (micro_batch([0], [n], [0.0] * n) for n in (3, 2, 1))
+    tokens = 4 + 3 + 2  # each with a prompt of one
+    found = metrics.packing_metrics([[one, two], [], [three]], 10, model)
+    assert found.pop("packing/fill") == pytest.approx(tokens / 30)
+    costs = 56 * 4 + 8 * 10 + 32 * 3, 56 * 3 + 8 * 6 + 32 * 2
+    assert found.pop("packing/imbalance") == pytest.approx(2 * costs[0] / sum(costs) - 1)
+    assert found == {"packing/micro_batches": 3, "packing/padding": 0.0}
+    padded = replace(one.batch, input_ids=torch.zeros(5, dtype=torch.int64))
+    found = metrics.packing_metrics([[replace(one, batch=padded)]], 10, model)
+    assert found["packing/padding"] == pytest.approx(1 / 5)
+    assert metrics.packing_metrics([[], []], 10, model) == {}
+
+
+def test_flops_of_a_step_by_hand():
+    model = ModelConfig("llama", 8, 2, 2, 1, 1, 1, 2)
+    rollouts = [make_rollout(logprobs=(-1.0,) * n) for n in (3, 1)]  # on one prompt of 2
+    found = metrics.step_flops(
+        rollouts, [micro_batch([0], [3], [0.0] * 3)], model, log_prob_passes=2
+    )
+    once = 56 * 4 + 8 * 10 + 32 * 3
+    pairs = 3 + (3 * 2 + 6) + (1 * 2 + 1)
+    drawn = 56 * (2 + 3 + 1) + 8 * pairs + 32 * 4
+    assert found == {"rollout": drawn, "old_logprob": 2 * once, "update": 3 * once}
+
+
 # Time -----------------------------------------------------------------------------------------
 
 
@@ -199,11 +230,14 @@ def test_clock_adds_up_what_a_phase_takes(monkeypatch):
 
 def test_speed():
     seconds = {"rollout": 2.0, "old_logprob": 1.0, "update": 4.0}
-    found = metrics.speed(seconds, generated=100, trained=600)
+    tokens, flops = {"rollout": 100, "update": 600}, {"rollout": 40, "update": 80}
+    found = metrics.speed(seconds, tokens, flops, 100.0)
     assert seconds == {"rollout": 2.0, "old_logprob": 1.0, "update": 4.0}, "left as it was"
     assert found["total"] == 7.0
     assert found["speed/rollout_tokens_per_s"] == 50
     assert found["speed/update_tokens_per_s"] == 150
+    assert (found["mfu/rollout"], found["mfu/update"]) == (0.2, 0.2)
+    assert found["mfu/total"] == pytest.approx(120 / 7 / 100)
     assert 0.05 < found["memory/peak_gib"] < 1000
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.helpers import tiny_trainer, write_tiny_base
 from trainer import lcpo, step
 from trainer.data.stream import Cursor
-from trainer.packing import NORMALISERS, split_by_tokens
+from trainer.packing import NORMALISERS
 from trainer.step import Trainer
 from trainer.types import PackedBatch, Rollout
 
@@ -51,7 +51,7 @@ def gradients(trainer: Trainer, rollouts: list[Rollout]) -> tuple[Gradients, int
     """Gradient of one update over `rollouts`, and how many micro-batches it took."""
     config, n_total = trainer.config, step.count(trainer, rollouts).n_total
     advantages = lcpo.advantages(rollouts, n_total, config.reward, config.algorithm)
-    (batches,) = step.pack_updates(config, rollouts, torch.device("cpu"))
+    (batches,) = step.pack_updates(trainer, rollouts)
     for batch in batches:
         micro = step.with_old_logprobs(trainer, batch, rollouts)
         loss, _ = step.policy_loss(trainer, micro, advantages)
@@ -64,12 +64,10 @@ def gradients(trainer: Trainer, rollouts: list[Rollout]) -> tuple[Gradients, int
 def gradients_in(trainer: Trainer, rollouts: list[Rollout], micro_batches: int) -> Gradients:
     """The same with micro-batches so small that it takes as many as asked."""
     sizes = [len(r.prompt.token_ids) + len(r.completion.token_ids) for r in rollouts]
-    tokens = next(
-        limit
-        for limit in range(max(sizes), sum(sizes) + 1)
-        if len(split_by_tokens(sizes, limit)) == micro_batches
-    )
-    change(trainer, "train", micro_batch_tokens=tokens)
+    for tokens in range(max(sizes), sum(sizes) + 1):
+        change(trainer, "train", micro_batch_tokens=tokens)
+        if len(step.pack_updates(trainer, rollouts)[0]) == micro_batches:
+            break
     found, taken = gradients(trainer, rollouts)
     assert taken == micro_batches
     return found
@@ -104,11 +102,11 @@ def test_the_ratio_starts_at_exactly_one(dtype, gap, tiny_base):
 def test_packed_logprobs_are_those_of_one_by_one(one_update):
     rollouts = draw(one_update)
     change(one_update, "train", micro_batch_tokens=10_000)
-    ((together,),) = step.pack_updates(one_update.config, rollouts, torch.device("cpu"))
+    ((together,),) = step.pack_updates(one_update, rollouts)
     logprob, entropy = logprobs(one_update, together)
     alone = []
-    for rollout in rollouts:
-        ((batch,),) = step.pack_updates(one_update.config, [rollout], torch.device("cpu"))
+    for index in together.samples.tolist():
+        ((batch,),) = step.pack_updates(one_update, [rollouts[index]])
         alone.append(logprobs(one_update, batch))
     expected = torch.cat([lp for lp, _ in alone]), torch.cat([h for _, h in alone])
     torch.testing.assert_close((logprob, entropy), expected, rtol=1e-6, atol=1e-6)
@@ -137,24 +135,45 @@ def test_the_mean_of_each_micro_batch_depends_on_the_packing(one_update):
     assert distance(whole, cut) > 0.5  # five means instead of one
 
 
+def test_a_prompt_that_stands_once_changes_no_gradient(one_update):
+    """Nor a log-prob, and to the last bit: the compiled attention sees the same keys."""
+    rollouts = draw(one_update)
+    change(one_update, "train", micro_batch_tokens=10_000)
+    found = {}
+    for shared in (False, True):
+        change(one_update, "train", share_prompts=shared)
+        ((batch,),) = step.pack_updates(one_update, rollouts)
+        assert (batch.prefix is not None) == shared
+        found[shared] = len(batch.input_ids), logprobs(one_update, batch)[0]
+        for count in (1, 3):
+            found[shared] += (gradients_in(one_update, rollouts, count),)
+        change(one_update, "train", micro_batch_tokens=10_000)
+    prompts = {r.prompt.group: len(r.prompt.token_ids) for r in rollouts}
+    copies = sum(len(r.prompt.token_ids) for r in rollouts) - sum(prompts.values())
+    assert found[False][0] - found[True][0] == copies > 0
+    torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-6, atol=1e-6)
+    for shared in found[True][2:]:
+        assert distance(found[False][2], shared) < 1e-6
+
+
 # What is in the loss
 
 
 def test_only_rows_that_predict_response_tokens_get_a_gradient(one_update):
     hidden = []
     rollouts = draw(one_update)
-    change(one_update, "train", micro_batch_tokens=10_000)
+    change(one_update, "train", micro_batch_tokens=10_000, share_prompts=False)
     one_update.model.register_forward_hook(lambda module, args, out: hidden.append(out))
     config, n_total = one_update.config, step.count(one_update, rollouts).n_total
     advantages = lcpo.advantages(rollouts, n_total, config.reward, config.algorithm)
-    ((batch,),) = step.pack_updates(config, rollouts, torch.device("cpu"))
+    ((batch,),) = step.pack_updates(one_update, rollouts)
     micro = step.with_old_logprobs(one_update, batch, [])
     loss, _ = step.policy_loss(one_update, micro, advantages)
     hidden[-1].retain_grad()
     loss.backward()
     touched = hidden[-1].grad.abs().sum(1).nonzero().squeeze(1)
     expected, start = [], 0
-    for rollout in rollouts:
+    for rollout in (rollouts[i] for i in batch.samples.tolist()):
         prompt, response = len(rollout.prompt.token_ids), len(rollout.completion.token_ids)
         expected += range(start + prompt - 1, start + prompt + response - 1)
         start += prompt + response
@@ -218,14 +237,14 @@ def test_truncated_samples_are_trained_on_unless_dropped(tiny_base):
 
     def packed(drop: bool) -> tuple[list[int], float]:
         change(trainer, "algorithm", drop_truncated=drop)
-        (batches,) = step.pack_updates(trainer.config, rollouts, torch.device("cpu"))
+        (batches,) = step.pack_updates(trainer, rollouts)
         samples = [i for batch in batches for i in batch.samples.tolist()]
         return samples, sum(float(b.seq_weight[b.seq_ids.long()].sum()) for b in batches)
 
     samples, total = packed(drop=False)
-    assert samples == list(range(len(rollouts))) and total == pytest.approx(1)
+    assert sorted(samples) == list(range(len(rollouts))) and total == pytest.approx(1)
     samples, total = packed(drop=True)
-    assert samples == [i for i in range(len(rollouts)) if i not in cut]
+    assert sorted(samples) == [i for i in range(len(rollouts)) if i not in cut]
     assert total == pytest.approx(1)  # the denominator counts what is in the loss
 
 
@@ -236,7 +255,7 @@ def test_half_of_the_updates_may_be_empty(tiny_base):
     for number, rollout in enumerate(rollouts):
         cut = dataclasses.replace(rollout.completion, truncated=number < half)
         rollouts[number] = dataclasses.replace(rollout, completion=cut)
-    empty, full = step.pack_updates(trainer.config, rollouts, torch.device("cpu"))
+    empty, full = step.pack_updates(trainer, rollouts)
     assert empty == [] and full
 
 

@@ -3,6 +3,7 @@
 from trainer.model.attention import Attend, DecodeAttention, PackedAttention, PagedCache
 from trainer.model.config import ModelConfig, RopeConfig, read_config
 from trainer.model.decoder import Decoder
+from trainer.model.embedding import take_rows
 from trainer.model.precision import has_bfloat16, mixed, working_copy
 from trainer.model.weights import copy_tokenizer, load_model, save_model
 
@@ -20,5 +21,6 @@ __all__ = [
     "mixed",
     "read_config",
     "save_model",
+    "take_rows",
     "working_copy",
 ]

@@ -62,11 +62,14 @@ class PackedAttention:
     scale: float
     cache: PagedCache | None = None
     slots: Tensor | None = None  # int64 [T], see PagedCache.write
+    prefix: Tensor | None = None  # int32 [B], prompts that stand once: kernels.varlen_attention
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.cache is not None:
             self.cache.write(layer, self.slots, k, v)
-        return varlen_attention(q, k, v, self.cu_seqlens, self.max_seqlen, scale=self.scale)
+        return varlen_attention(
+            q, k, v, self.cu_seqlens, self.max_seqlen, scale=self.scale, prefix=self.prefix
+        )
 
 
 @dataclass

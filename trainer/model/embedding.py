@@ -1,4 +1,4 @@
-"""The token embedding, its gradient summed in float32."""
+"""Rows by index, their gradient summed in float32: token embedding, states that meet the head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ class Embedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [T, H] of ids int64 [T]."""
-        return _Rows.apply(self.weight, ids)
+        return take_rows(self.weight, ids)
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index], x [N, H], index int64 [R]; gradients of a row taken often are summed in float32."""
+    return _Rows.apply(x, index)
 
 
 class _Rows(torch.autograd.Function):
