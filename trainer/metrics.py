@@ -60,13 +60,14 @@ def _mark() -> float | torch.cuda.Event:
     return event
 
 
-@dataclass(frozen=True)
+@dataclass
 class MicroBatch:
     """A packed batch with its log-probs before the step, float32 [R] each."""
 
     batch: PackedBatch
-    old: torch.Tensor
+    old: torch.Tensor | None  # None until the first update, which makes its own
     ref: torch.Tensor | None
+    passes: int = 0  # forward passes that made them
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,6 @@ def step_flops(
     rollouts: Sequence[Rollout],
     micro_batches: Sequence[MicroBatch],
     model: ModelConfig,
-    *,
-    log_prob_passes: int,
 ) -> dict[str, int]:
     """Model FLOPs by phase: what the mathematics asks for, nothing computed twice."""
     responses: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -249,11 +248,12 @@ def step_flops(
         forward_flops(model, sequence_work(len(prompt), lengths, shared=True))
         for prompt, lengths in responses.items()
     )
-    forward = sum(forward_flops(model, batch_work(micro.batch)) for micro in micro_batches)
+    forward = [forward_flops(model, batch_work(micro.batch)) for micro in micro_batches]
+    passes = [micro.passes for micro in micro_batches]
     return {
         "rollout": drawn,
-        "old_logprob": log_prob_passes * forward,
-        "update": (1 + BACKWARD) * forward,
+        "old_logprob": sum(f * n for f, n in zip(forward, passes, strict=True)),
+        "update": (1 + BACKWARD) * sum(forward),
     }
 
 

@@ -26,19 +26,19 @@ def self_check(
 ) -> None:
     """Every train.self_check_every steps, compare the first sequence's log-probs to the reference.
 
-    `logprobs` is step.logprobs; the model's weights must be those that `updates` were made with.
-    Raises FloatingPointError with the worst token, both values and the backends, when they differ
-    by more than BOUNDS.
+    `logprobs` is step.logprobs. Raises FloatingPointError with the worst token, both values and the
+    backends, when they differ by more than BOUNDS.
     """
     config = trainer.config
     every, dtype = config.train.self_check_every, config.model.dtype
     micro = next((micro for batches in updates for micro in batches), None)
     if micro is None or every == 0 or trainer.step % every != 0:
         return
-    with torch.no_grad(), kernels.override("torch"):
-        few = first_sequence(micro.batch)
-        reference, _ = logprobs(config, trainer.model, few, trainer.engine.vocab_size)
-    ours = micro.old[: len(reference)]
+    few, vocab_size = first_sequence(micro.batch), trainer.engine.vocab_size
+    with torch.no_grad():
+        ours, _ = logprobs(config, trainer.working, few, vocab_size)
+        with kernels.override("torch"):
+            reference, _ = logprobs(config, trainer.model, few, vocab_size)
     gap = (ours - reference).abs().nan_to_num(nan=torch.inf)
     if not len(gap) or gap.max() <= BOUNDS[dtype]:
         return

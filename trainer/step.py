@@ -60,8 +60,8 @@ def train_step(trainer: Trainer) -> StepStats:
     advantages = lcpo.advantages(rollouts, lengths.n_total, config.reward, config.algorithm)
     with clock("old_logprob"):
         updates = [
-            [with_old_logprobs(trainer, batch, rollouts) for batch in batches]
-            for batches in pack_updates(trainer, rollouts)
+            [with_old_logprobs(trainer, batch, rollouts, number == 0) for batch in batches]
+            for number, batches in enumerate(pack_updates(trainer, rollouts))
         ]
     self_check(trainer, updates, logprobs)
     outcomes = []
@@ -183,20 +183,28 @@ def logprobs(
 
 
 @torch.no_grad()
-def with_old_logprobs(trainer: Trainer, batch: PackedBatch, rollouts: list[Rollout]) -> MicroBatch:
-    """Log-probs before the step, in the packing of the update: the ratio starts at exactly 1."""
+def with_old_logprobs(
+    trainer: Trainer, batch: PackedBatch, rollouts: list[Rollout], first: bool
+) -> MicroBatch:
+    """Log-probs before the step, in the packing of the update: the ratio starts at exactly 1.
+
+    For the first update those of its own pass are the same, so it is left to that.
+    """
     trainer.on_phase("old_logprob", 0, 0)
     config, vocab_size = trainer.config, trainer.engine.vocab_size
     if config.algorithm.old_logprob == "rollout":  # the same bits: rollout.batch_invariant
         members = batch.samples.tolist()
         values = [lp for i in members for lp in rollouts[i].completion.logprobs]
-        old = torch.tensor(values, device=batch.rows.device)
+        micro = MicroBatch(batch, torch.tensor(values, device=batch.rows.device), None)
+    elif first:
+        micro = MicroBatch(batch, None, None)
     else:
         old, _ = logprobs(config, trainer.working, batch, vocab_size)
-    ref = None
+        micro = MicroBatch(batch, old, None, passes=1)
     if trainer.reference is not None:
-        ref, _ = logprobs(config, trainer.reference, batch, vocab_size)
-    return MicroBatch(batch, old, ref)
+        micro.ref, _ = logprobs(config, trainer.reference, batch, vocab_size)
+        micro.passes += 1
+    return micro
 
 
 def policy_loss(
@@ -207,7 +215,7 @@ def policy_loss(
     linear_policy_loss = (
         block_policy_loss if config.rollout.batch_invariant else kernels.linear_policy_loss
     )
-    return linear_policy_loss(
+    loss, stats, logprob = linear_policy_loss(
         response_states(model, batch),
         model.head_weight,
         batch.targets,
@@ -224,6 +232,8 @@ def policy_loss(
         kl_grad=config.algorithm.kl_grad,
         entropy_coef=config.algorithm.entropy_coef,
     )
+    micro.old = logprob if micro.old is None else micro.old
+    return loss, stats
 
 
 def statistics(
@@ -255,14 +265,15 @@ def statistics(
         # Old log-probs and the first mini-batch run the same kernels on the same packing.
         first = values.get("policy/ratio_dev_first", 0)  # absent when all samples were dropped
         assert first == 0, first
-    passes = (config.algorithm.old_logprob == "trainer") + (trainer.reference is not None)
-    packed = sum(len(micro.batch.input_ids) for micro in trained)
-    tokens = {"rollout": sum(len(r.completion.token_ids) for r in rollouts), "update": packed}
-    tokens["old_logprob"] = passes * packed
+    tokens = {
+        "rollout": sum(len(r.completion.token_ids) for r in rollouts),
+        "old_logprob": sum(micro.passes * len(micro.batch.input_ids) for micro in trained),
+        "update": sum(len(micro.batch.input_ids) for micro in trained),
+    }
     seconds = metrics.speed(
         clock.seconds(),
         tokens,
-        metrics.step_flops(rollouts, trained, model.config, log_prob_passes=passes),
+        metrics.step_flops(rollouts, trained, model.config),
         peak_flops(model.head_weight.device, model.head_weight.dtype),
     )
     return StepStats(trainer.step, values, seconds, rollouts, advantages)

@@ -15,7 +15,7 @@ def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    old: Tensor,
+    old: Tensor | None,
     ref: Tensor | None,
     advantage: Tensor,
     seq_weight: Tensor,
@@ -29,13 +29,14 @@ def linear_policy_loss(
     kl_coef: float,
     kl_grad: str,
     entropy_coef: float,
-) -> tuple[Tensor, PolicyStats]:
+) -> tuple[Tensor, PolicyStats, Tensor]:
     """policy_loss of the log-probs and entropies of linear_logprob, in one pass.
 
     hidden [R, H], weight [V, H], targets [R], temperature, vocab_size and chunk_tokens are as in
     linear_logprob, without float64; the rest is as in policy_loss. Returns what policy_loss
-    returns: loss float32 [] and PolicyStats. Log-probs have the same bits as linear_logprob's for
-    the same rows in the same order, so the ratio to an `old` made by it starts at exactly 1.
+    returns, loss float32 [] and PolicyStats, and the log-probs float32 [R], which have no gradient.
+    These have the same bits as linear_logprob's for the same rows in the same order, so the ratio
+    to an `old` made by it starts at exactly 1. old=None takes them for it, which saves that pass.
     Differentiable in hidden and weight, once; the backward pass only scales.
 
     Three products instead of four, since nothing is recomputed: a block of rows (chunk_tokens, on
@@ -51,7 +52,7 @@ def linear_policy_loss(
         targets.shape[0], old, ref, advantage, seq_weight, seq_ids, kl_coef=kl_coef, kl_grad=kl_grad
     )
     wanted = torch.is_grad_enabled()
-    loss, _, _, stats = _op(
+    loss, _, _, stats, logprob = _op(
         hidden,
         weight,
         targets,
@@ -72,7 +73,7 @@ def linear_policy_loss(
         wanted and hidden.requires_grad,
         wanted and weight.requires_grad,
     )
-    return loss, PolicyStats(*stats.unbind())
+    return loss, PolicyStats(*stats.unbind()), logprob
 
 
 @torch.library.custom_op("lcpo::linear_policy_loss", mutates_args=())
@@ -80,7 +81,7 @@ def _op(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    old: Tensor,
+    old: Tensor | None,
     ref: Tensor | None,
     advantage: Tensor,
     seq_weight: Tensor,
@@ -96,8 +97,11 @@ def _op(
     entropy_coef: float,
     need_hidden: bool,
     need_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss [], d_hidden [R, H], d_weight [V, H], stats [6]); no rows where not needed."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss [], d_hidden [R, H], d_weight [V, H], stats [6], logprob [R]).
+
+    A gradient that is not needed has no rows.
+    """
     require_range("targets", targets, 0, vocab_size)
     require_range("seq_ids", seq_ids, 0, advantage.shape[0])
     run = dispatch.select("linear_policy_loss", hidden.device, gemm_dtype)
@@ -134,6 +138,7 @@ def _(hidden, weight, *rest):
         hidden.new_empty(hidden.shape if need_hidden else (0, hidden.shape[1])),
         weight.new_empty(weight.shape if need_weight else (0, weight.shape[1])),
         hidden.new_empty((len(PolicyStats._fields),), dtype=torch.float32),
+        hidden.new_empty(hidden.shape[:1], dtype=torch.float32),
     )
 
 

@@ -85,7 +85,7 @@ def policy_loss(
 
 def require_policy(
     rows: int,
-    old: Tensor,
+    old: Tensor | None,
     ref: Tensor | None,
     advantage: Tensor,
     seq_weight: Tensor,

@@ -21,7 +21,7 @@ def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    old: Tensor,
+    old: Tensor | None,
     ref: Tensor | None,
     advantage: Tensor,
     seq_weight: Tensor,
@@ -42,10 +42,11 @@ def linear_policy_loss(
     rows_backward: Callable[..., None] = head.logprob_rows_backward,
     loss_kernel: Callable[..., tuple[Tensor, ...]] = policy.policy_loss,
     product: Callable[..., None] = head.product,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss [], d_hidden [R, H], d_weight [V, H], stats [6]); a gradient not needed has no rows.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss [], d_hidden [R, H], d_weight [V, H], stats [6], logprob [R]).
 
-    Gradients are summed in float32 and cast once. See ops.linear_policy_loss.
+    A gradient not needed has no rows. They are summed in float32 and cast once. See
+    ops.linear_policy_loss.
     """
     dtype, low = head.statistics_dtype(gemm_dtype), hidden.to(gemm_dtype)
     rows, columns = head.tiles(low, vocab_size, chunk_tokens)
@@ -55,6 +56,7 @@ def linear_policy_loss(
     d_weight = torch.empty_like(weight if need_weight else weight[:0], dtype=dtype)
     d_weight[vocab_size if rows else 0 :] = 0.0  # of padding, or of everything
     losses, stats = [], []
+    logprobs = [d_hidden.new_empty(0)]
     for r in rows:
         size = r.stop - r.start
         tiles = [
@@ -68,7 +70,7 @@ def linear_policy_loss(
         logprob, of_rows = head.merge(parts, targets[r], columns, temperature)
         loss, d_logprob, d_entropy, of_loss = loss_kernel(
             logprob,
-            old[r],
+            logprob if old is None else old[r],
             None if ref is None else ref[r],
             of_rows[:, 1] - of_rows[:, 2],
             advantage,
@@ -81,6 +83,7 @@ def linear_policy_loss(
             entropy_coef,
         )
         losses.append(loss)
+        logprobs.append(logprob)
         stats.append(of_loss)
         if not (need_hidden or need_weight):
             continue
@@ -98,6 +101,7 @@ def linear_policy_loss(
         d_hidden.to(hidden.dtype),
         d_weight.to(weight.dtype),
         combined(torch.stack(stats)),
+        torch.cat(logprobs),
     )
 
 

@@ -122,7 +122,7 @@ def test_rewards_and_loss():
 
 def test_linear_policy_loss():
     hidden, weight = cuda(ROWS, HIDDEN, grad=True), cuda(VOCABULARY, HIDDEN, grad=True)
-    loss, stats = kernels.linear_policy_loss(
+    loss, stats, logprob = kernels.linear_policy_loss(
         *(hidden, weight, i64(ROWS), f32(ROWS), f32(ROWS), f32(64), f32(64), i32(ROWS)),
         temperature=0.6,
         clip_low=0.2,
@@ -133,6 +133,7 @@ def test_linear_policy_loss():
     )
     for x in (loss, *stats):
         check(x, (), torch.float32)
+    check(logprob, (ROWS,), torch.float32)
     check_gradients([loss], hidden, weight)
 
 

@@ -93,10 +93,15 @@ def test_the_ratio_to_linear_logprob_is_exactly_one(backend, rows, vocab, chunk_
     hidden, weight, targets, _, _, *rest = problem(rows, vocab, dtype)
     settings = {"temperature": TEMPERATURE, "chunk_tokens": chunk_tokens}
     old, entropy = kernels.linear_logprob(hidden, weight, targets, **settings)
-    _, stats = kernels.linear_policy_loss(
-        hidden.requires_grad_(), weight, targets, old, None, *rest, **settings,
-        **SETTINGS | {"kl_coef": 0.0},
-    )  # fmt: skip
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    found = []
+    for before in (old, None):
+        loss, stats, logprob = kernels.linear_policy_loss(
+            *leaves, targets, before, None, *rest, **settings, **SETTINGS | {"kl_coef": 0.0}
+        )
+        found.append((loss, *stats, *torch.autograd.grad(loss, leaves)))
+        assert logprob.equal(old) and not logprob.requires_grad
+    assert all(a.equal(b) for a, b in zip(*found, strict=True))
     assert stats.ratio_max_dev == 0 and stats.old_kl_sum == 0 and stats.clip_count == 0
     assert stats.tokens == rows
     assert float(stats.entropy_sum) == pytest.approx(float(entropy.sum()), rel=1e-5)
@@ -107,7 +112,7 @@ def test_statistics_are_those_of_policy_loss(backend):
     settings = {"temperature": TEMPERATURE, "chunk_tokens": CHUNK}
     logprob, entropy = kernels.linear_logprob(hidden, weight, targets, **settings)
     loss, want = kernels.policy_loss(logprob, *rest[:2], entropy, *rest[2:], **SETTINGS)
-    got_loss, got = kernels.linear_policy_loss(
+    got_loss, got, _ = kernels.linear_policy_loss(
         hidden, weight, targets, *rest, **settings, **SETTINGS
     )
     torch.testing.assert_close(got_loss, loss, rtol=1e-6, atol=1e-6)

@@ -206,9 +206,8 @@ def test_packing_metrics_by_hand():
 def test_flops_of_a_step_by_hand():
     model = ModelConfig("llama", 8, 2, 2, 1, 1, 1, 2)
     rollouts = [make_rollout(logprobs=(-1.0,) * n) for n in (3, 1)]  # on one prompt of 2
-    found = metrics.step_flops(
-        rollouts, [micro_batch([0], [3], [0.0] * 3)], model, log_prob_passes=2
-    )
+    micro = replace(micro_batch([0], [3], [0.0] * 3), passes=2)
+    found = metrics.step_flops(rollouts, [micro], model)
     once = 56 * 4 + 8 * 10 + 32 * 3
     pairs = 3 + (3 * 2 + 6) + (1 * 2 + 1)
     drawn = 56 * (2 + 3 + 1) + 8 * pairs + 32 * 4

@@ -53,7 +53,7 @@ def gradients(trainer: Trainer, rollouts: list[Rollout]) -> tuple[Gradients, int
     advantages = lcpo.advantages(rollouts, n_total, config.reward, config.algorithm)
     (batches,) = step.pack_updates(trainer, rollouts)
     for batch in batches:
-        micro = step.with_old_logprobs(trainer, batch, rollouts)
+        micro = step.with_old_logprobs(trainer, batch, rollouts, first=False)
         loss, _ = step.policy_loss(trainer, micro, advantages)
         loss.backward()
     found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
@@ -167,7 +167,7 @@ def test_only_rows_that_predict_response_tokens_get_a_gradient(one_update):
     config, n_total = one_update.config, step.count(one_update, rollouts).n_total
     advantages = lcpo.advantages(rollouts, n_total, config.reward, config.algorithm)
     ((batch,),) = step.pack_updates(one_update, rollouts)
-    micro = step.with_old_logprobs(one_update, batch, [])
+    micro = step.with_old_logprobs(one_update, batch, [], first=True)
     loss, _ = step.policy_loss(one_update, micro, advantages)
     hidden[-1].retain_grad()
     loss.backward()

@@ -62,20 +62,20 @@ def block_policy_loss(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    old: Tensor,
+    old: Tensor | None,
     ref: Tensor | None,
     advantage: Tensor,
     seq_weight: Tensor,
     seq_ids: Tensor,
     **settings: Any,
-) -> tuple[Tensor, PolicyStats]:
+) -> tuple[Tensor, PolicyStats, Tensor]:
     """kernels.linear_policy_loss, likewise; the rows that fill up are a sequence of weight 0."""
     last = seq_weight.shape[0]
-    return linear_policy_loss(
+    loss, stats, logprob = linear_policy_loss(
         _filled_up(hidden),
         weight,
         _filled_up(targets),
-        _filled_up(old),
+        None if old is None else _filled_up(old),
         None if ref is None else _filled_up(ref),
         F.pad(advantage, (0, 1)),
         F.pad(seq_weight, (0, 1)),
@@ -83,6 +83,7 @@ def block_policy_loss(
         chunk_tokens=ROWS,
         **settings,
     )
+    return loss, stats, logprob[: len(hidden)]
 
 
 class _BlockProduct(torch.autograd.Function):

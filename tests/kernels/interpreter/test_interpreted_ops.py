@@ -86,7 +86,7 @@ def test_linear_policy_loss():
     for backend in ("triton", "torch"):
         hidden, head = draw(17, 16).requires_grad_(), draw(129, 16, seed=1).requires_grad_()
         with kernels.override(f"linear_policy_loss={backend}"):
-            loss, stats = kernels.linear_policy_loss(
+            loss, stats, logprob = kernels.linear_policy_loss(
                 *(hidden, head, torch.arange(17) * 7, old, ref, advantage, weight, seq_ids),
                 temperature=0.6,
                 clip_low=0.2,
@@ -97,6 +97,6 @@ def test_linear_policy_loss():
                 chunk_tokens=6,
             )
         loss.backward()
-        found.append([loss, *stats, hidden.grad, head.grad])
+        found.append([loss, *stats, logprob, hidden.grad, head.grad])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
