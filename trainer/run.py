@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # Before torch: a spin-waiting OpenMP team collapses when another process wants its core.
@@ -60,6 +61,16 @@ def composed(raw: DictConfig) -> None:
         sys.exit(1)
     if complete:
         print(f"done: {run.folder}/evaluation.png; samples: python -m trainer.samples {run.folder}")
+
+
+def compose_config(arguments: Sequence[str]) -> Config:
+    """The checked configuration that these arguments of the command line, `scale=` too, would give.
+
+    Raises ConfigError as parse_config does.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        raw = hydra.compose("config", list(arguments))
+    return parse_config(OmegaConf.to_container(raw, resolve=True))
 
 
 def prepare(config: Config) -> Run:

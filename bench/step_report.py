@@ -1,0 +1,102 @@
+"""What bench.step found, on disk: step.csv, a plot, and its section of benchmarks.md."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+COLUMNS = [
+    *("part", "model", "case", "contender", "dtype", "micro_batch", "seconds", "peak_mib"),
+    *("share_of_gemm", "tokens", "share", "calls"),
+    *("machine", "torch", "threads", "omp_policy", "commit", "load"),
+]
+BEGIN, END = "<!-- step:begin, written by python -m bench.step -->", "<!-- step:end -->"
+
+Row = dict[str, Any]
+
+
+def write(out: Path, rows: list[Row]) -> None:
+    """The three files in `out`; only what stands between the markers is replaced."""
+    folder = out / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = [{c: _text(row.get(c, "")) for c in COLUMNS} for row in rows]
+    with (folder / "step.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(shown)
+    plot_lengths([row for row in rows if row["part"] == "lengths"], folder / "step_lengths.png")
+    document = out / "benchmarks.md"
+    text = document.read_text(encoding="utf-8") if document.exists() else f"{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{document} lacks a marker: {BEGIN!r} and {END!r}")
+    document.write_text(f"{before}{BEGIN}\n\n{markdown(rows)}\n{END}{after}", encoding="utf-8")
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table a part and model."""
+    first = rows[0]
+    parts = [
+        "### The training step\n",
+        f"{first['machine']} · torch {first['torch']} · {first['threads']} threads · commit "
+        f'{first["commit"]} · load {first["load"]}. "times" is the time over the first line\'s.\n',
+    ]
+    cases = dict.fromkeys((r["part"], r["model"]) for r in rows)
+    for part, model in cases:
+        mine = [r for r in rows if (r["part"], r["model"]) == (part, model)]
+        parts.append(f"**{part}, {model}**\n")
+        parts.append(_table(part, mine))
+    if any(part == "lengths" for part, _ in cases):
+        parts.append("![cost against length](bench/step_lengths.png)\n")
+    return "\n".join(parts)
+
+
+def _table(part: str, rows: list[Row]) -> str:
+    extra = {"step": ["peak_mib"], "tuning TRL": ["peak_mib"], "pass": ["share_of_gemm"]}
+    extra |= {"lengths": ["tokens"], "profile": ["share", "calls"]}
+    names = ["case", "contender", "dtype", "seconds", "times", *extra[part]]
+    lines = ["| " + " | ".join(names) + " |", "|---|---|---|" + "---:|" * (len(names) - 3)]
+    first: dict[tuple[str, str], float] = {}
+    for row in rows:
+        key = (
+            row["case"] if part == "step" else "",
+            row.get("dtype", "") if part == "pass" else "",
+        )
+        times = row["seconds"] / first.setdefault(key, row["seconds"])
+        values = row | {"times": times, "contender": f"`{row['contender']}`"}
+        lines.append("| " + " | ".join(_text(values.get(name, "")) for name in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_lengths(rows: list[Row], file: Path) -> None:
+    """Time a token against the length of a sequence at equal total, and against their number."""
+    if not rows:
+        return
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    most = max(row["tokens"] for row in rows)
+    panels = figure.subplots(1, 2)
+    kinds = (("tokens of a sequence, equal total", 1), ("sequences of one length", 0))
+    for panel, (label, place) in zip(panels, kinds, strict=True):
+        mine = [row for row in rows if (row["tokens"] == most) == (place == 1)]
+        for model in dict.fromkeys(row["model"] for row in mine):
+            points = sorted(
+                (int(row["case"].split(" x ")[place]), 1e6 * row["seconds"] / row["tokens"])
+                for row in mine
+                if row["model"] == model
+            )
+            panel.plot(*zip(*points, strict=True), marker="o", label=model)
+        panel.set_xscale("log", base=2)
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel(label)
+        panel.set_ylabel("µs a token, forward + backward")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=8, frameon=False)
+    figure.savefig(file, dpi=130, format="png")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
