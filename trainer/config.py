@@ -149,6 +149,15 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class MemorySettings:
+    activations: Literal["auto", "none", "full"]
+    """Layers that make their activations again in the backward pass: as few as fit, none, all."""
+    budget_gib: NonNeg
+    """What auto lets the activations of a micro-batch take; 0: four fifths of what is free beside
+    gradients and moments."""
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     every: Count
     """Steps between evaluations; 0 means only before and after."""
@@ -198,6 +207,7 @@ class Config:
     algorithm: AlgorithmSettings
     optim: OptimSettings
     train: TrainSettings
+    memory: MemorySettings
     evaluate: EvaluateSettings
     checkpoint: CheckpointSettings
     log: LogSettings

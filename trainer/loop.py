@@ -36,6 +36,7 @@ FREE_KEYS = (
     "evaluate.",
     "checkpoint.",
     "log.",
+    "memory.",  # changes no bit
     "resume",
     "dir",
     "threads",

@@ -21,6 +21,7 @@ from trainer.data.problems import load_problems
 from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
 from trainer.embedded.task import make_problem
+from trainer.memory import free_bytes, recomputed_layers
 from trainer.model import has_bfloat16, load_model, working_copy
 from trainer.model.invariant import make_batch_invariant
 from trainer.optim import Optimizer
@@ -150,6 +151,14 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         make_batch_invariant(model)
         if reference is not None:
             make_batch_invariant(reference)
+    working.model.recomputed = recomputed_layers(
+        config.memory,
+        model.config,
+        tokens=config.train.micro_batch_tokens,
+        dtype=dtype,
+        parameters=sum(p.numel() for p in model.parameters()),
+        free=free_bytes(torch.device(device)),
+    )
     stream = PromptStream(
         train, tokenizer, config.budget, config.seed, config.data.max_prompt_tokens
     )

@@ -11,10 +11,12 @@ Hq query heads, Hkv key/value heads.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels import rms_norm, rope, swiglu
 from trainer.model.attention import Attend
@@ -96,14 +98,18 @@ class Backbone(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
         self.rotary = Rotary(config.head_dim, config.rope)
+        self.recomputed = 0  # layers, from the first on, that keep only their input (memory.py)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """Hidden states [T, H] after the final norm; see Decoder.forward."""
         cos, sin = self.rotary(position_ids)  # float32 [T, D/2] each
         update = self.embed_tokens(input_ids)  # [T, H]
         residual = None
-        for layer in self.layers:
-            update, residual = layer(update, residual, cos, sin, attend)
+        for index, layer in enumerate(self.layers):
+            run = layer
+            if index < self.recomputed and torch.is_grad_enabled():
+                run = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
+            update, residual = run(update, residual, cos, sin, attend)
         hidden, _ = self.norm(update, residual)
         return hidden  # [T, H]
 
