@@ -30,16 +30,20 @@ def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
         return master
     copy = Decoder(master.config, device=master.head_weight.device, dtype=dtype)
     for working, parameter in zip(copy.parameters(), master.parameters(), strict=True):
-        working.register_post_accumulate_grad_hook(partial(_add_to, parameter))
+        working.register_post_accumulate_grad_hook(partial(_add_to, parameter, []))
     return copy
 
 
-def _add_to(parameter: Tensor, working: Tensor) -> None:
+def _add_to(parameter: Tensor, kept: list[Tensor], working: Tensor) -> None:
     gradient, working.grad = working.grad, None
-    if parameter.grad is None:
-        parameter.grad = gradient.to(parameter.dtype)
-    else:
+    if parameter.grad is not None:
         parameter.grad.add_(gradient)
+    elif kept:
+        parameter.grad = kept[0].copy_(gradient)
+    else:
+        parameter.grad = gradient.to(parameter.dtype)
+        if parameter.device.type == "cpu":  # whose allocator would fetch fresh pages at each step
+            kept.append(parameter.grad)
 
 
 def mixed(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
