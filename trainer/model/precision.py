@@ -28,7 +28,8 @@ def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
     """
     if master.head_weight.dtype == dtype:
         return master
-    copy = Decoder(master.config, device=master.head_weight.device, dtype=dtype)
+    empty = Decoder(master.config, device="meta", dtype=dtype)  # no initial values to be drawn
+    copy = empty.to_empty(device=master.head_weight.device)
     for working, parameter in zip(copy.parameters(), master.parameters(), strict=True):
         working.register_post_accumulate_grad_hook(partial(_add_to, parameter, []))
     return copy
