@@ -23,7 +23,7 @@ OPTIMIZER = 12  # bytes a parameter that come later: gradient and two moments in
 def keep_freed_memory() -> None:
     """Has glibc keep what was freed for the next step, instead of fetching pages anew.
 
-    On the CPU 5% of a training step went into that. Above 32 MiB, glibc's limit, it still does.
+    Above 32 MiB, glibc's limit, it still does. What it gains is in docs/step.md.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
