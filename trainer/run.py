@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.checkpoint import CheckpointError
-from trainer.config import Config, ConfigError, parse_config
+from trainer.config import CONF, Config, ConfigError, parse_config
 from trainer.loop import Run, run_loop
 from trainer.preflight import build_trainer, check_packages, resolve_device
 from trainer.scale import resolve_scale
@@ -29,8 +29,6 @@ OmegaConf.register_new_resolver(
     "per_scale",
     lambda embedded, paper, *, _root_: embedded if _root_.scale == "embedded" else paper,
 )
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from trainer.seeds import derive_seed
 from trainer.step import generate
 from trainer.types import Completion
 
-UNIFORM = BudgetSettings(mode="exact", law="uniform", min=12, max=21)
+UNIFORM = BudgetSettings(mode="exact", law="uniform", min=12, max=21, skip=None)
 LOG = replace(UNIFORM, law="log_uniform")
 TOKENIZER = build_tokenizer()
 PROBLEMS = tuple(make_problem(0, i, "train") for i in range(12))
