@@ -205,10 +205,10 @@ class Config:
     log: LogSettings
 
 
-def compose_settings(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """conf/NAME.yaml with hydra's overrides, as a plain mapping; ConfigError for what it refuses.
+def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """conf/FOLDER/config.yaml with hydra's overrides, as a plain mapping.
 
-    For commands beside trainer.run, which hydra starts itself.
+    For commands beside trainer.run, which hydra starts itself. ConfigError for what it refuses.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -216,8 +216,8 @@ def compose_settings(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+        with initialize_config_dir(str(CONF / folder), version_base="1.3"):
+            return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error)) from error
 

@@ -1,7 +1,7 @@
 """`python -m trainer.evaluate model.path=RUN data=[math500] budgets=[512,1024] mode=exact n=16`.
 
-Overrides as for a run; trainer/evaluate/settings.py says what each means, conf/evaluation.yaml and
-conf/evaluation/ hold the defaults. Exit codes: 0 done; 2 refused, or stopped for a reason that is
+Overrides as for a run; trainer/evaluate/settings.py says what each means, conf/evaluation/ holds
+the defaults. Exit codes: 0 done; 2 refused, or stopped for a reason that is
 said: the same command then goes on where it stopped.
 """
 

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait

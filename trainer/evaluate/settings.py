@@ -52,7 +52,7 @@ class ApiSettings:
 @dataclass(frozen=True)
 class EvaluationSettings:
     scale: Literal["embedded", "paper"]
-    """Whose defaults hold, of conf/evaluation/."""
+    """Whose defaults hold, of conf/evaluation/scale/."""
     model: ModelSettings
     name: str | None
     """What the method is called in tables; null makes it from model, method and mode."""
@@ -87,7 +87,7 @@ class EvaluationSettings:
     s1: S1Settings
     api: ApiSettings
     words: dict[str, tuple[str, ...]]
-    """Words of each kind of behaviour, conf/words/."""
+    """Words of each kind of behaviour, conf/evaluation/words/."""
     out: str | None
     """Folder of the results; null makes it from the name, under runs/."""
 
@@ -106,7 +106,7 @@ def read_settings(overrides: Sequence[str]) -> EvaluationSettings:
         scale = scale_of((path or ["embedded"])[-1])
     rest = [a for a in overrides if not a.startswith("scale=")]
     settings = build_settings(
-        EvaluationSettings, compose_settings("evaluation", [f"evaluation={scale}", *rest]), ""
+        EvaluationSettings, compose_settings("evaluation", [f"scale={scale}", *rest]), ""
     )
     _cross_check(settings)
     return settings
