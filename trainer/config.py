@@ -218,8 +218,8 @@ def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(CONF / folder), version_base="1.3"):
             return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

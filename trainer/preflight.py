@@ -75,8 +75,8 @@ def find_model(path: str) -> Path:
         return folder
     if path.startswith("runs/"):  # where runs are by default: not meant for the Hub
         raise ConfigError(
-            f"model.path: there is no run {path} yet. L1-Max starts from an L1-Exact run: make one "
-            "with `python -m trainer.run +experiment=l1_exact`, or name a run folder or a "
+            f"model.path: no such folder: {path}. L1-Max starts from an L1-Exact run: make one "
+            "with `python -m trainer.run +experiment=l1_exact`, or name the folder of a run or "
             "checkpoint: model.path=FOLDER"
         )
     if path.count("/") != 1 or path.startswith((".", "/")):

@@ -57,6 +57,14 @@ def test_law_reaches_both_bounds_and_nothing_beyond(settings):
     assert {draw_budget(one, 0, 0, row)[1] for row in range(50)} == {7}
 
 
+@pytest.mark.parametrize("settings", [UNIFORM, LOG], ids=["uniform", "log_uniform"])
+def test_skipped_budgets_are_never_drawn_and_the_others_stay(settings):
+    skipping = replace(settings, skip=(14, 20))
+    drawn = [(draw_budget(settings, 0, 0, r), draw_budget(skipping, 0, 0, r)) for r in range(2000)]
+    assert {budget for _, (_, budget) in drawn} == set(range(12, 22)) - {14, 20}
+    assert all(a == b for a, b in drawn if a[1] not in (14, 20))
+
+
 def test_uniform_law():
     counts = Counter(draw_budget(UNIFORM, 0, 0, row)[1] for row in range(5000))
     assert chi_square(counts, dict.fromkeys(range(12, 22), 500)) < CHI_SQUARE

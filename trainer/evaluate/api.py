@@ -45,24 +45,28 @@ def draw(settings: EvaluationSettings, wanted: Sequence[Job]) -> Iterator[dict[s
     """
     if not os.environ.get(settings.api.key_env):
         raise ConfigError(f"api.key_env: the environment variable {settings.api.key_env} is empty")
-    stop = threading.Event()
-    left = iter(wanted)
-    with ThreadPoolExecutor(settings.api.concurrency, thread_name_prefix="api") as pool:
-        under_way: set[Future[dict[str, Any]]] = set()
+    stop, left = threading.Event(), iter(wanted)
+    under_way: set[Future[dict[str, Any]]] = set()
+    failed: Future[dict[str, Any]] | None = None
+    most = settings.api.concurrency
+    with ThreadPoolExecutor(most, thread_name_prefix="api") as pool:
         try:
             while True:
-                while len(under_way) < settings.api.concurrency and (job := next(left, None)):
+                while not failed and len(under_way) < most and (job := next(left, None)):
                     under_way.add(pool.submit(_sample, settings, job, stop))
                 if not under_way:
-                    return
+                    break
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                failed = [future for future in done if future.exception()]
-                for future in done - set(failed):  # paid for: kept before an error ends it
-                    yield future.result()
-                for future in failed:
-                    future.result()
+                for future in done:
+                    if future.exception():
+                        failed = failed or future
+                        stop.set()  # no more retries; what is on its way is paid for, and kept
+                    else:
+                        yield future.result()
         finally:
             stop.set()  # or the pool would wait for pauses of minutes
+    if failed:
+        failed.result()
 
 
 def cost(settings: ApiSettings, rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -135,6 +135,6 @@ def _converted(name: str, data: DataSet, source: str) -> list[Problem]:
         own = f"{name}-{index}"
         try:
             problems.append(data.convert(row, own, random.Random(own)))
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise ValueError(f"{where}: not a row of {name}: {error!r}") from error
     return problems

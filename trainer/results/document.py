@@ -39,7 +39,7 @@ HEAD = """# Results
 
 The paper's claims in miniature, on the embedded task. Written by `make results`; do not edit.
 
-{problems} held-out problems, drawn by a seed that no run has, {samples} samples each, at
+{problems} held-out problems, drawn by a seed that no run has, {samples} sample(s) each, at
 temperature 1. Budgets {budgets}; {skip} were never drawn in training. {machine}.
 Trained and evaluated in {minutes:.0f} minutes.{quick}
 """
@@ -122,7 +122,7 @@ def _head(plan: Plan, stages: Iterable[Stage]) -> str:
 
 
 def _claims(verdicts: Mapping[int, Sequence[Claim]]) -> str:
-    lines = ["## The claims", "", "| | claim | " + ("met | evidence |"), "|---|---|---|---|"]
+    lines = ["## The claims", "", "| | claim | met | evidence |", "|---|---|---|---|"]
     for claims in zip(*verdicts.values(), strict=True):
         met = [claim.met for claim in claims]
         verdict = "**met**" if all(met) else "**not met**"
@@ -201,20 +201,17 @@ def _behaviour(methods: Mapping[str, Rows]) -> str:
 def _seeds(found: Mapping[int, Mapping[str, dict[str, Any]]]) -> str:
     if len(found) < 2:
         return ""
-    title = f"## Spread over {len(found)} seeds"
-    lines = [title, "", "Mean (least to most).", "",
-             "| | asked | used | right | deviation | over |", "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"## Spread over {len(found)} seeds",
+        "",
+        "Mean (least to most).",
+        "",
+        "| | asked | used | right | deviation | over |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in ("l1_exact", "l1_max"):
         for rows in zip(*(found[seed][name]["rows"] for seed in found), strict=True):
-            cells = [
-                _spread([row[key] for row in rows], style)
-                for key, style in (
-                    ("mean_tokens", ".1f"),
-                    ("pass1", ".1%"),
-                    ("deviation", ".1%"),
-                    ("over", ".1%"),
-                )
-            ]
+            cells = [_spread([row[key] for row in rows], style) for key, style in SPREAD.items()]
             lines.append(f"| {METHODS[name]} | {rows[0]['budget']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -232,9 +229,14 @@ def _ablations(plan: Plan, main: Rows) -> str:
             found[f"`{' '.join(changes)}`"] = evaluation_of(stage)["rows"]
     if len(found) < 2:
         return ""
-    lines = ["## Ablations", "", "L1-Exact, seed 0, one thing changed.", "",
-             "| | deviation, mean | RMSE, mean | correlation | right, by budget |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "## Ablations",
+        "",
+        "L1-Exact, seed 0, one thing changed.",
+        "",
+        "| | deviation, mean | RMSE, mean | correlation | right, by budget |",
+        "|---|---|---|---|---|",
+    ]
     for name, rows in found.items():
         deviation = statistics.mean(row["deviation"] for row in rows)
         rmse = statistics.mean(row["rmse"] for row in rows)

@@ -35,10 +35,10 @@ def plot_results(methods: Mapping[str, Rows], names: Mapping[str, str], out: Pat
         accuracy = [row["pass1"] for row in rows]
         left.errorbar(used, accuracy, yerr=[low, high], capsize=2, label=label, **style)
         if rows[0]["budget"]:
-            right.plot([row["budget"] for row in rows], used, label=label, **style)
+            right.plot([row["budget"] for row in rows], used, **style)
     budgets = [row["budget"] for row in methods["l1_exact"]]
     ends = [budgets[0] / 1.1, budgets[-1] * 1.1]
-    right.plot(ends, ends, color="black", lw=1, ls=(0, (4, 3)), label="used = requested")
+    right.plot(ends, ends, color="black", lw=1, ls=(0, (4, 3)))
     left.set_title("Accuracy against used tokens, 95% intervals", loc="left", fontsize=11)
     right.set_title("Used against requested tokens, means", loc="left", fontsize=11)
     left.set_xlabel("mean tokens used")
@@ -51,9 +51,10 @@ def plot_results(methods: Mapping[str, Rows], names: Mapping[str, str], out: Pat
         axes.set_xticks(budgets)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False)
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter(ScalarFormatter())
     right.yaxis.set_minor_locator(NullLocator())
     right.set_yticks(budgets)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=3, fontsize=9, frameon=False)
     figure.savefig(out, dpi=DPI, format="png")
