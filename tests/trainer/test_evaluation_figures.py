@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from trainer.evaluate.behaviour import behaviour, first_answer, word_pattern
+from trainer.evaluate.behaviour import behaviour, first_answer, thinking, word_pattern
 from trainer.evaluate.figures import (
     Figures,
     bootstrap_interval,
@@ -112,21 +112,20 @@ def test_figures_of_behaviour_by_hand():
         text_row("no end so", 10, 10, None),
     ]
     words = {"self_correction": ("wait",), "conclusion": ("so",), "context": ("given",)}
-    found = behaviour(rows, words, embedded=True)
-    assert found["self_correction_per_1000"] == pytest.approx(1000 * 2 / 50)
-    assert found["conclusion_per_1000"] == pytest.approx(1000 * 2 / 50)
-    assert found["context_per_1000"] == 0
+    rate = pytest.approx(1000 * 2 / 50)
+    assert behaviour(rows, words) == {"self_correction": rate, "conclusion": rate, "context": 0}
+    found = thinking(rows, embedded=True)
     assert (found["think_tokens"], found["answer_tokens"]) == (15.5, 4.5)
     assert found["think_answer_ratio"] == pytest.approx(31 / 9)  # the unclosed one is left out
     assert found["steps"] == pytest.approx((1 + 2 + 0) / 3)
     places = [rows[0]["text"].index("4") / len(rows[0]["text"]),
               rows[1]["text"].index("4") / len(rows[1]["text"])]  # fmt: skip
     assert found["first_answer"] == pytest.approx(np.mean(places))
-    assert "steps" not in behaviour(rows, words, embedded=False)
+    assert "steps" not in thinking(rows, embedded=False)
 
 
 def test_nothing_is_made_up_where_nothing_is_known():
-    found = behaviour([text_row("aha", 3, 3, None)], {}, embedded=False)
+    found = thinking([text_row("aha", 3, 3, None)], embedded=False)
     assert found["think_answer_ratio"] is found["first_answer"] is found["think_tokens"] is None
 
 

@@ -14,32 +14,37 @@ _STEP = re.compile(r"^(?:wait )?\d+(?:\+\d+)+=\d+$", re.MULTILINE)
 
 
 def behaviour(
-    rows: Sequence[dict[str, Any]], words: Mapping[str, Sequence[str]], *, embedded: bool
-) -> dict[str, float | None]:
-    """Figures of the sample rows of one data set and budget; None where nothing is known.
-
-    Each group of `words` as occurrences per 1,000 generated tokens; `think_tokens` and
-    `answer_tokens` as means and `think_answer_ratio` of their sums over samples that closed their
-    thinking; `first_answer`, the share of the text before the final answer first stands in it;
-    with `embedded` the mean number of lines of working, `steps`.
-    """
+    rows: Sequence[dict[str, Any]], words: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Occurrences of each group of `words` per 1,000 generated tokens of the sample rows."""
     tokens = sum(row["tokens"] for row in rows)
-    texts = [row["text"] for row in rows]
-    result: dict[str, float | None] = {
-        f"{kind}_per_1000": 1000 * sum(len(found.findall(text)) for text in texts) / tokens
-        for kind, found in ((kind, word_pattern(listed)) for kind, listed in words.items())
+    patterns = {kind: word_pattern(listed) for kind, listed in words.items()}
+    return {
+        kind: 1000 * sum(len(found.findall(row["text"])) for row in rows) / tokens
+        for kind, found in patterns.items()
     }
+
+
+def thinking(rows: Sequence[dict[str, Any]], *, embedded: bool) -> dict[str, float | None]:
+    """How the samples are divided; None where nothing is known.
+
+    `think_tokens` and `answer_tokens` as means and `think_answer_ratio` of their sums, over samples
+    that closed their thinking; `first_answer`, the share of the text before the final answer first
+    stands in it; with `embedded` the mean number of lines of working, `steps`.
+    """
     closed = [row for row in rows if THINK_END in row["text"]]
     think = sum(row["think_tokens"] for row in closed)
     answer = sum(row["tokens"] - row["think_tokens"] for row in closed)
-    result["think_tokens"] = think / len(closed) if closed else None
-    result["answer_tokens"] = answer / len(closed) if closed else None
-    result["think_answer_ratio"] = think / answer if answer else None
     places = [first_answer(row["text"], row["answer"]) for row in rows]
     known = [place for place in places if place is not None]
-    result["first_answer"] = float(np.mean(known)) if known else None
+    result = {
+        "think_tokens": think / len(closed) if closed else None,
+        "answer_tokens": answer / len(closed) if closed else None,
+        "think_answer_ratio": think / answer if answer else None,
+        "first_answer": float(np.mean(known)) if known else None,
+    }
     if embedded:
-        result["steps"] = float(np.mean([len(_STEP.findall(text)) for text in texts]))
+        result["steps"] = float(np.mean([len(_STEP.findall(row["text"])) for row in rows]))
     return result
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluate import api, local
-from trainer.evaluate.behaviour import behaviour
+from trainer.evaluate.behaviour import behaviour, thinking
 from trainer.evaluate.display import Display
 from trainer.evaluate.figures import Figures, figures
 from trainer.evaluate.methods import Job, jobs, token_limit
@@ -118,9 +118,8 @@ def table(
                     "mode": settings.mode,
                     **figures(samples, budget, how),
                     "correlation": correlation(asked, used) if len(budgets) > 1 else None,
-                    "behaviour": behaviour(
-                        samples, settings.words, embedded=data.startswith("embedded")
-                    ),
+                    "behaviour": behaviour(samples, settings.words),
+                    "thinking": thinking(samples, embedded=data.startswith("embedded")),
                 }
             )
     return rows

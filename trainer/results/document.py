@@ -62,10 +62,9 @@ def write_document(plan: Plan, out: Path) -> None:
         seed: judge(methods_of(baselines, found[seed]), easy_and_hard(stages["l1_max"]))
         for seed, stages in seeds.items()
     }
-    trained = {
-        f"{name}, seed {s}": t for s in seeds for name, t in training_stages(plan, s).items()
-    }
-    stages = [*base.values(), *trained.values(), *(x for of in seeds.values() for x in of.values())]
+    stages = list(base.values())
+    for seed, evaluated in seeds.items():
+        stages += [*training_stages(plan, seed).values(), *evaluated.values()]
     out.parent.mkdir(parents=True, exist_ok=True)
     plot_results({k: first[k] for k in METHODS}, METHODS, out.with_suffix(".png"))
     parts = [
@@ -178,23 +177,23 @@ def _outside(methods: Mapping[str, Rows]) -> str:
 
 def _behaviour(methods: Mapping[str, Rows]) -> str:
     """What changes with the budget; words that the task does not have are left out."""
-    shown = [name for name in METHODS if name != "base"]
-    keys = [
-        key
-        for key in methods["l1_exact"][0]["behaviour"]
-        if any(row["behaviour"][key] for name in shown for row in methods[name])
-    ]
-    titles = [key.replace("_per_1000", " per 1,000").replace("_", " ") for key in keys]
+    shown = [(name, row) for name in METHODS if name != "base" for row in methods[name]]
+    rates = [key for key in shown[0][1]["behaviour"] if any(r["behaviour"][key] for _, r in shown)]
+    parts = list(shown[0][1]["thinking"])
+    titles = [f"{key} per 1,000" for key in rates] + parts
     lines = [
         "## Behaviour",
         "",
-        f"| | asked | {' | '.join(titles)} |",
-        "|---" * (len(keys) + 2) + "|",
+        "Words of `conf/evaluation/words/` per 1,000 tokens; the rest as in "
+        "[evaluation.md](evaluation.md).",
+        "",
+        f"| | asked | {' | '.join(titles).replace('_', ' ')} |",
+        "|---" * (len(titles) + 2) + "|",
     ]
-    for name in shown:
-        for row in methods[name]:
-            cells = [_show(row["behaviour"][key], ".2f") for key in keys]
-            lines.append(f"| {METHODS[name]} | {row['budget']} | {' | '.join(cells)} |")
+    for name, row in shown:
+        values = [row["behaviour"][key] for key in rates] + [row["thinking"][key] for key in parts]
+        cells = [_show(value, ".2f") for value in values]
+        lines.append(f"| {METHODS[name]} | {row['budget']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
