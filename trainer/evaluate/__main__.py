@@ -26,6 +26,7 @@ from trainer.evaluate.settings import read_settings
 WIDTH = 150  # columns of the table in a file or pipe
 COLUMNS = {
     "pass1": ("pass@1", ".1%"),
+    "interval": ("95%", ""),
     "mean_tokens": ("tokens", ".1f"),
     "deviation": ("deviation", ".1%"),
     "rmse": ("RMSE", ".1f"),
@@ -33,7 +34,7 @@ COLUMNS = {
     "over": ("over", ".1%"),
     "soft_over": ("> 1.1x", ".1%"),
     "truncated": ("cut off", ".1%"),
-    "correlation": ("correlation", ".3f"),
+    "correlation": ("corr", ".3f"),
 }
 
 
@@ -79,12 +80,9 @@ def result_table(evaluation: dict[str, Any]) -> Table:
 
 
 def _cell(row: dict[str, Any], key: str, style: str) -> str:
-    if row[key] is None:
-        return "–"
-    text = format(row[key], style)
-    if key == "pass1":
-        text += f" [{row['pass1_low']:.1%}, {row['pass1_high']:.1%}]".replace("%, ", ", ")
-    return text
+    if key == "interval":
+        return f"{100 * row['pass1_low']:.1f}–{100 * row['pass1_high']:.1f}"
+    return "–" if row[key] is None else format(row[key], style)
 
 
 if __name__ == "__main__":
