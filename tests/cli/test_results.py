@@ -55,6 +55,13 @@ def test_other_settings_under_the_same_root_are_refused(finished, tiny_base, cap
     assert "choose another --root" in capsys.readouterr().err
 
 
+def test_wrong_budgets_are_named(tiny_base, tmp_path, capsys):
+    assert run(tiny_base, tmp_path, "--budgets", "16,x") == 2
+    assert run(tiny_base, tmp_path, "--budgets", "16,32") == 2
+    said = capsys.readouterr().err
+    assert "got 16,x" in said and "expected four, ascending, got [16, 32]" in said
+
+
 def test_a_training_that_fails_is_said(tiny_base, tmp_path, capfd):
     assert run(tiny_base, tmp_path, "optim.lr=-1") == 2
     said = capfd.readouterr().err

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.config import ConfigError
 from trainer.evaluate.settings import read_settings
 from trainer.results import claims
 from trainer.results.claims import (
@@ -20,7 +21,6 @@ from trainer.results.claims import (
 from trainer.results.plan import (
     ABLATIONS,
     BUDGETS,
-    SKIP,
     Plan,
     ablation_stages,
     base_stages,
@@ -106,9 +106,12 @@ def test_all_six_are_judged():
 
 
 def test_half_of_the_budgets_are_never_drawn_in_training():
-    assert len(BUDGETS) == 4 and len(SKIP) == 2 and set(SKIP) < set(BUDGETS)
-    for stage in training_stages(PLAN, 0).values():
-        assert f"budget.skip=[{SKIP[0]},{SKIP[1]}]" in stage.arguments
+    plan = replace(PLAN, budgets=(10, 20, 30, 40))
+    for stage in training_stages(plan, 0).values():
+        assert "budget.skip=[20,30]" in stage.arguments
+    for budgets in ((10, 20, 30), (10, 30, 20, 40), (10, 10, 20, 30), (10, 20, 30, 40, 50)):
+        with pytest.raises(ConfigError, match="--budgets: expected four, ascending"):
+            replace(PLAN, budgets=budgets)
 
 
 def test_every_evaluation_is_one_that_the_command_takes():

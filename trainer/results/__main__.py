@@ -17,9 +17,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from trainer.checkpoint import CheckpointError
+from trainer.config import ConfigError
 from trainer.results.document import write_document
 from trainer.results.plan import (
     ABLATIONS,
+    BUDGETS,
     Plan,
     ablation_stages,
     base_stages,
@@ -32,18 +34,8 @@ from trainer.results.stages import evaluation_of, run_stage
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 with a message for what a user can mend."""
     args = _parser().parse_args(arguments)
-    small = {"problems": 8, "samples": 1} if args.quick else {"problems": 500, "samples": 2}
-    plan = Plan(
-        root=args.root or Path("runs/results-quick" if args.quick else "runs/results"),
-        model=args.model,
-        problems=args.problems or small["problems"],
-        samples=args.samples or small["samples"],
-        seeds=args.seeds,
-        ablations=args.ablations,
-        quick=args.quick,
-        train=tuple(args.train),
-    )
     try:
+        plan = _plan(args)
         run(plan)
     except (ValueError, CheckpointError) as error:  # ConfigError is a ValueError
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -72,6 +64,25 @@ def run(plan: Plan) -> None:
             run_stage(stage)
 
 
+def _plan(args: argparse.Namespace) -> Plan:
+    problems, samples = (8, 1) if args.quick else (500, 2)
+    try:
+        budgets = tuple(map(int, args.budgets.split(",")))
+    except ValueError as error:
+        raise ConfigError(f"--budgets: expected numbers with commas, got {args.budgets}") from error
+    return Plan(
+        root=args.root or Path("runs/results-quick" if args.quick else "runs/results"),
+        model=args.model,
+        problems=args.problems or problems,
+        samples=args.samples or samples,
+        seeds=args.seeds,
+        ablations=args.ablations,
+        quick=args.quick,
+        train=tuple(args.train),
+        budgets=budgets,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.results", description=__doc__)
     parser.add_argument("--root", type=Path, help="runs and evaluations; runs/results if left out")
@@ -79,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="embedded", help="the base, as model.path")
     parser.add_argument("--problems", type=int, help="held-out problems an evaluation")
     parser.add_argument("--samples", type=int, help="samples a problem and budget")
+    parser.add_argument(
+        "--budgets",
+        default=",".join(map(str, BUDGETS)),
+        help="four, ascending; training never draws the two in the middle",
+    )
     parser.add_argument("--seeds", type=int, default=1, help="training seeds, from 0 on")
     parser.add_argument("--ablations", action="store_true", help=", ".join(ABLATIONS))
     parser.add_argument("--quick", action="store_true", help="minutes, to see it work; no result")

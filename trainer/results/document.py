@@ -15,7 +15,6 @@ from trainer.preflight import environment
 from trainer.results.claims import Claim, Rows, judge
 from trainer.results.plan import (
     ABLATIONS,
-    SKIP,
     Plan,
     Stage,
     ablation_stages,
@@ -112,7 +111,7 @@ def _head(plan: Plan, stages: Iterable[Stage]) -> str:
         problems=plan.problems,
         samples=plan.samples,
         budgets=", ".join(map(str, plan.budgets)),
-        skip=" and ".join(map(str, SKIP)),
+        skip=" and ".join(map(str, plan.skip)),
         machine=f"{platform.machine()}, {where['cpu_threads']} threads, torch {where['torch']}, "
         f"commit {where['commit']}",
         minutes=seconds / 60,

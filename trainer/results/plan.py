@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.config import ConfigError
 from trainer.embedded.outside import OUTSIDE
 
 BUDGETS = (16, 32, 56, 88)
-SKIP = (32, 56)  # of these, never drawn in training
 OUTSIDE_DATA = tuple(OUTSIDE)
 ABLATIONS = {  # name: what is changed in the L1-Exact run of the first seed
     "released": ("reward=released",),
@@ -39,7 +39,16 @@ class Plan:
     ablations: bool
     quick: bool
     train: tuple[str, ...]  # further overrides of every training run
-    budgets: tuple[int, ...] = BUDGETS
+    budgets: tuple[int, ...] = BUDGETS  # four, ascending
+
+    def __post_init__(self) -> None:
+        if len(self.budgets) != len(BUDGETS) or list(self.budgets) != sorted(set(self.budgets)):
+            raise ConfigError(f"--budgets: expected four, ascending, got {list(self.budgets)}")
+
+    @property
+    def skip(self) -> tuple[int, ...]:
+        """The two budgets that training never draws."""
+        return self.budgets[1:3]
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def _train(
         f"model.path={model}",
         f"dir={folder}",
         f"seed={seed}",
-        f"budget.skip={_listed(SKIP)}",
+        f"budget.skip={_listed(plan.skip)}",
         "evaluate.every=0",
         *(QUICK_TRAIN if plan.quick else ()),
         *plan.train,
