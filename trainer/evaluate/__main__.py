@@ -7,13 +7,9 @@ said: the same command then goes on where it stopped.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
-
-# Before torch: a spin-waiting OpenMP team collapses when another process wants its core.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
 from rich.table import Table
