@@ -73,6 +73,12 @@ def test_choices_are_shuffled_by_the_seed_alone():
         write_choices("q", "Which?", list("abcd"), 4, random.Random(0))
 
 
+def test_each_problem_of_a_set_has_its_own_shuffle(tmp_path):
+    problems = load(tmp_path, "gpqa", *[ROWS["gpqa"]] * 40)
+    assert {problem.answers[0] for problem in problems} == set("ABCD")
+    assert load(tmp_path, "gpqa", *[ROWS["gpqa"]] * 40, limit=9) == problems[:9]
+
+
 def test_mmlu_is_a_seeded_sample_of_a_thousand(tmp_path):
     rows = [{**ROWS["mmlu"], "question": f"{i}?"} for i in range(1_100)]
     first = load(tmp_path, "mmlu", *rows)
