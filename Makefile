@@ -1,7 +1,7 @@
 # `make train` and `make test` do everything on a fresh machine; the first one sets up .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: train test test-gpu lint format build bench pretrain golden clean help
+.PHONY: train results test test-gpu lint format build bench pretrain golden clean help
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 LIBRARY := kernels/cpp_impl/liblcpo_kernels.so
@@ -12,6 +12,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 train: .venv/.installed ## train the L1-Exact model; ARGS="train.steps=20 seed=1" overrides settings
 	$(PY) -m trainer.run +experiment=l1_exact $(ARGS)
+
+results: .venv/.installed ## train and judge the paper's claims in miniature: docs/results.md; ARGS="--seeds 3"
+	$(PY) -m trainer.results $(ARGS)
 
 test: .venv/.installed ## run all tests
 	$(PY) -m pytest $(ARGS)

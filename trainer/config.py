@@ -7,12 +7,16 @@ not here, so every field is required and `conf/` is the one place to read them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from trainer.settings import ConfigError, Count, NonNeg, Pos, PosInt, Share, build_settings
 
 __all__ = ["Config", "ConfigError", "parse_config"]  # and the settings of each group
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class BudgetSettings:
     min: PosInt
     max: PosInt
     """Tokens, both inclusive."""
+    skip: tuple[PosInt, ...] | None
+    """Budgets never drawn, so that an evaluation can ask for what training did not; null: none."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ class MemorySettings:
 class EvaluateSettings:
     every: Count
     """Steps between evaluations; 0 means only before and after."""
-    budgets: tuple[int, ...]
+    budgets: tuple[PosInt, ...]
     problems: PosInt
     samples: PosInt
     """Samples a problem and budget."""
@@ -213,6 +219,23 @@ class Config:
     log: LogSettings
 
 
+def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """conf/FOLDER/config.yaml with hydra's overrides, as a plain mapping.
+
+    For commands beside trainer.run, which hydra starts itself. ConfigError for what it refuses.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(CONF / folder), version_base="1.3"):
+            return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+
+
 def parse_config(raw: dict[str, Any]) -> Config:
     """The checked configuration; raises ConfigError naming the key."""
     config = build_settings(Config, raw, "")
@@ -225,6 +248,10 @@ def _cross_check(config: Config) -> None:
     rollout, algorithm, budget = config.rollout, config.algorithm, config.budget
     for broken, message in (
         (budget.min > budget.max, f"budget.min: {budget.min} is above budget.max={budget.max}"),
+        (
+            set(range(budget.min, budget.max + 1)) <= set(budget.skip or ()),
+            f"budget.skip: leaves no budget from {budget.min} to {budget.max}",
+        ),
         (
             budget.mode != "none" and budget.max > rollout.max_response_tokens,
             f"budget.max: {budget.max} cannot be reached with "

@@ -74,6 +74,12 @@ def find_model(path: str) -> Path:
         return newest
     if folder.is_dir():
         return folder
+    if path.startswith("runs/"):  # where runs are by default: not meant for the Hub
+        raise ConfigError(
+            f"model.path: no such folder: {path}. L1-Max starts from an L1-Exact run: make one "
+            "with `python -m trainer.run +experiment=l1_exact`, or name the folder of a run or "
+            "checkpoint: model.path=FOLDER"
+        )
     if path.count("/") != 1 or path.startswith((".", "/")):
         raise ConfigError(f"model.path: no such folder: {path}")
     from huggingface_hub import snapshot_download

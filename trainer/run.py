@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.checkpoint import CheckpointError
-from trainer.config import Config, ConfigError, parse_config
+from trainer.config import CONF, Config, ConfigError, parse_config
 from trainer.loop import Run, run_loop
 from trainer.memory import keep_freed_memory
 from trainer.preflight import build_trainer, check_packages, resolve_device
@@ -31,8 +31,6 @@ OmegaConf.register_new_resolver(
     "per_scale",
     lambda embedded, paper, *, _root_: embedded if _root_.scale == "embedded" else paper,
 )
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def main() -> None:

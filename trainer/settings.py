@@ -65,9 +65,14 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list) or not value:
             raise ConfigError(f"{key}: expected a list that is not empty, got {value!r}")
-        return tuple(_value(PosInt, item, key) for item in value)
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _value(str, value, key)
+        return tuple(_value(typing.get_args(hint)[0], item, key) for item in value)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}: expected a group of settings, got {value!r}")
+        kind = typing.get_args(hint)[1]
+        return {name: _value(kind, item, f"{key}.{name}") for name, item in value.items()}
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None
+        return None if value is None else _value(typing.get_args(hint)[0], value, key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:

@@ -27,6 +27,7 @@ class Problem:
     question: str
     answers: tuple[str, ...]  # alternatives: matching any of them is correct
     kind: str = "math"  # "math" | "choice" (a letter)
+    tolerance: float = 0.0  # a number within so much of the answer is right too (OlympiadBench)
 
 
 @dataclass(frozen=True)

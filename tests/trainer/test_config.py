@@ -115,6 +115,13 @@ def test_evaluation_budgets(value):
     assert_refused("evaluate.budgets", value)
 
 
+def test_skipped_budgets_are_a_list_or_nothing():
+    assert parse_with("budget.skip", [40, 64]).budget.skip == (40, 64)
+    for value in ([], [0], ["40"], 40, [1.5]):
+        assert_refused("budget.skip", value)
+    assert_refused("budget.skip", list(range(12, 97)), "leaves no budget from 12 to 96")
+
+
 def test_wandb_is_a_name_or_nothing():
     assert parse_with("log.wandb", None).log.wandb is None
     assert parse_with("log.wandb", "lcpo").log.wandb == "lcpo"

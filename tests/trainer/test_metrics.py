@@ -22,7 +22,7 @@ from trainer.step import train_step
 from trainer.types import Advantages
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-BUDGET = BudgetSettings(mode="exact", law="uniform", min=10, max=29)
+BUDGET = BudgetSettings(mode="exact", law="uniform", min=10, max=29, skip=None)
 
 
 def advantages(length, advantage, correctness=None) -> Advantages:

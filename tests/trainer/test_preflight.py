@@ -43,6 +43,13 @@ def test_model_path_may_be_a_folder_or_a_run(tiny_base, tmp_path):
     build_trainer(tiny_config(found, tmp_path / "next"))  # L1-Max starts so
 
 
+def test_a_run_that_is_not_there_yet_says_how_to_get_one(monkeypatch, tmp_path):
+    """What +experiment=l1_max meets where no L1-Exact has been trained."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"trainer\.run \+experiment=l1_exact"):
+        find_model("runs/l1_exact-embedded")
+
+
 @pytest.mark.parametrize("path", ["/no/such/folder", "runs/no/such", "nowhere", "./a/b"])
 def test_a_missing_model_folder_is_named(path):
     with pytest.raises(ConfigError, match=rf"^model\.path: no such folder: {path}"):

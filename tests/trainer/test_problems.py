@@ -210,6 +210,18 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_problems("hub:owner/name").sha256 != first.sha256
 
 
+def test_a_configuration_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load_dataset(*names: str, split: str) -> list[dict]:
+        calls.append((*names, split))
+        return [{"problem": "q", "answer": "2"}]
+
+    fake_hub(monkeypatch, load_dataset)
+    (problem,) = load_problems("hub:owner/name/config:test").problems
+    assert calls == [("owner/name", "config", "test")] and problem.id == "name-0"
+
+
 def test_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str, split: str) -> None:
         raise ConnectionError("Couldn't reach the Hub")
@@ -217,7 +229,7 @@ def test_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub(monkeypatch, offline)
     with pytest.raises(ValueError, match=r"hub:owner/name: cannot be loaded .*offline\?"):
         load_problems("hub:owner/name")
-    for spec in ("hub:", "hub:name", "hub:/name", "hub:a/b/c"):
+    for spec in ("hub:", "hub:name", "hub:/name", "hub:a/b/c/d", "hub:a/b/"):
         with pytest.raises(ValueError, match="expected hub:owner/name"):
             load_problems(spec)
 

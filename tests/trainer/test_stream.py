@@ -17,7 +17,7 @@ from trainer.seeds import derive_seed
 from trainer.step import generate
 from trainer.types import Completion
 
-UNIFORM = BudgetSettings(mode="exact", law="uniform", min=12, max=21)
+UNIFORM = BudgetSettings(mode="exact", law="uniform", min=12, max=21, skip=None)
 LOG = replace(UNIFORM, law="log_uniform")
 TOKENIZER = build_tokenizer()
 PROBLEMS = tuple(make_problem(0, i, "train") for i in range(12))
@@ -55,6 +55,14 @@ def test_law_reaches_both_bounds_and_nothing_beyond(settings):
     assert drawn == set(range(12, 22))
     one = replace(settings, min=7, max=7)
     assert {draw_budget(one, 0, 0, row)[1] for row in range(50)} == {7}
+
+
+@pytest.mark.parametrize("settings", [UNIFORM, LOG], ids=["uniform", "log_uniform"])
+def test_skipped_budgets_are_never_drawn_and_the_others_stay(settings):
+    skipping = replace(settings, skip=(14, 20))
+    drawn = [(draw_budget(settings, 0, 0, r), draw_budget(skipping, 0, 0, r)) for r in range(2000)]
+    assert {budget for _, (_, budget) in drawn} == set(range(12, 22)) - {14, 20}
+    assert all(a == b for a, b in drawn if a[1] not in (14, 20))
 
 
 def test_uniform_law():

@@ -44,9 +44,9 @@ def load_problems(
     """Load every problem of `spec`, or the first `limit` of them.
 
     `spec` is the path of a .jsonl, .json (a list of objects, or an object that holds one list) or
-    .parquet file, or `hub:owner/name[:split]` (split "train" unless given). An answer is a string,
-    a number (142.0 becomes "142") or a list of alternatives. A problem's id is the row's own `id`
-    or `unique_id` when that is a string, else the source's stem and the row's index from 0.
+    .parquet file, or `hub:owner/name[/config][:split]` (split "train" unless given). An answer is
+    a string, a number (142.0 becomes "142") or a list of alternatives. A problem's id is the row's
+    own `id` or `unique_id` when that is a string, else the source's stem and the row's index.
 
     Raises ValueError naming file and line for anything malformed, and for an empty result.
     """
@@ -54,13 +54,7 @@ def load_problems(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
-    if spec.startswith("hub:"):
-        stem = spec.removeprefix("hub:").partition(":")[0].rpartition("/")[2]
-        rows, sha256 = _hub_rows(spec)
-    else:
-        stem = Path(spec).stem
-        rows, sha256 = _file_rows(Path(spec))
-
+    stem, rows, sha256 = source_rows(spec)
     problems: list[Problem] = []
     dropped = {"no_answer": 0}
     for index, (where, row) in enumerate(rows):
@@ -74,6 +68,17 @@ def load_problems(
     if not problems:
         raise ValueError(f"{spec}: no problems ({dropped['no_answer']} rows without an answer)")
     return ProblemSet(tuple(problems), spec, sha256, dropped)
+
+
+def source_rows(spec: str) -> tuple[str, Iterator[Row], str]:
+    """(stem for ids, rows as they stand, sha256) of a spec as `load_problems` takes it.
+
+    Raises ValueError where the file or data set cannot be read; bad rows only as they are reached.
+    """
+    if spec.startswith("hub:"):
+        rows, sha256 = _hub_rows(spec)
+        return spec.split(":")[1].split("/")[1], rows, sha256
+    return Path(spec).stem, *_file_rows(Path(spec))
 
 
 def _problem(
@@ -185,7 +190,8 @@ def _parquet_rows(path: Path, content: bytes) -> Iterator[Row]:
 
 def _hub_rows(spec: str) -> tuple[Iterator[Row], str]:
     name, _, split = spec.removeprefix("hub:").partition(":")
-    if name.count("/") != 1 or not all(name.split("/")):
+    parts = name.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
         raise ValueError(f"{spec!r}: expected hub:owner/name or hub:owner/name:split")
     try:
         import datasets
@@ -193,7 +199,7 @@ def _hub_rows(spec: str) -> tuple[Iterator[Row], str]:
         message = f"{spec}: reading from the Hub needs pip install 'lcpo-trainer[hub]'"
         raise ValueError(message) from error
     try:
-        rows = list(datasets.load_dataset(name, split=split or "train"))
+        rows = list(datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train"))
     except OSError as error:  # not found, no network, offline mode: all are OSErrors there
         raise ValueError(f"{spec}: cannot be loaded ({error}); offline?") from error
     # The rows, not the Hub's files: those are re-sharded and re-compressed without a change.

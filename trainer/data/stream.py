@@ -33,10 +33,14 @@ def draw_budget(settings: BudgetSettings, seed: int, epoch: int, row: int) -> tu
         return "none", 0
     rng = random.Random(f"{seed}/budget/{epoch}/{row}")
     mode = rng.choice(("exact", "max")) if settings.mode == "dual" else settings.mode
-    if settings.law == "uniform":
-        return mode, rng.randint(settings.min, settings.max)
     low, high = math.log(settings.min - 0.5), math.log(settings.max + 0.5)
-    return mode, round(math.exp(rng.uniform(low, high)))
+    while True:
+        if settings.law == "uniform":
+            budget = rng.randint(settings.min, settings.max)
+        else:
+            budget = round(math.exp(rng.uniform(low, high)))
+        if budget not in (settings.skip or ()):
+            return mode, budget
 
 
 @dataclass

@@ -1,0 +1,103 @@
+"""Draws the samples of an evaluation with the rollout engine, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import ConfigError
+from trainer.evaluate.methods import Job, local_request, think_length, token_limit
+from trainer.evaluate.settings import EvaluationSettings
+from trainer.files import fingerprint
+from trainer.grading import grade
+from trainer.grading.tolerance import within
+from trainer.model import load_model
+from trainer.preflight import load_tokenizer
+from trainer.rollout import RolloutEngine, Sampling
+from trainer.types import Score
+
+Progress = Callable[[Job], None]
+
+
+def weights_of(folder: Path) -> str:
+    """One sha256 for the model's weight files: what its samples belong to."""
+    files = sorted(folder.glob("model*.safetensors"))
+    return "-".join(str(fingerprint(file)["sha256"]) for file in files)
+
+
+def draw(
+    settings: EvaluationSettings, folder: Path, wanted: Sequence[Job]
+) -> Iterator[dict[str, Any]]:
+    """Rows of samples.jsonl as samples end. Raises ConfigError for a device or model there is not.
+
+    Budgets run in one stream, the longest first, so that the batch stays full.
+    """
+    tokenizer, think_end = load_tokenizer(folder)
+    device = settings.model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device: cuda asked for, but torch finds no CUDA device")
+    dtype = settings.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    engine = RolloutEngine(
+        load_model(folder, dtype=getattr(torch, dtype), device=device),
+        eos_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        batch_size=settings.batch_size,
+        dtype=dtype,
+        page_size=settings.page_size,
+        pages=settings.pages,
+    )
+    requests = [local_request(settings, job, tokenizer) for job in wanted]
+    sampling = Sampling(settings.temperature, settings.top_p)
+    for index, completion in engine.stream(requests, sampling):
+        ids, job = completion.token_ids, wanted[index]
+        text = tokenizer.decode(ids)
+        yield sample_row(
+            settings, job, text, len(ids), think_length(ids, think_end), completion.truncated
+        )
+
+
+def sample_row(
+    settings: EvaluationSettings,
+    job: Job,
+    text: str,
+    tokens: int,
+    think_tokens: int,
+    truncated: bool,
+) -> dict[str, Any]:
+    """One graded sample as samples.jsonl holds it."""
+    score = grade_within(text, job, settings.require_think)
+    return {
+        "data": job.data,
+        "problem_id": job.problem.id,
+        "problem": job.problem.question,
+        "budget": job.budget,
+        "mode": settings.mode,
+        "k": job.k,
+        "text": text,
+        "tokens": tokens,
+        "think_tokens": think_tokens,
+        "truncated": truncated,
+        "limit": token_limit(settings, job.budget),
+        "correct": score.value == 1.0,
+        "reason": score.reason,
+        "answer": score.extracted,
+        "truth": " or ".join(job.problem.answers),
+    }
+
+
+def grade_within(text: str, job: Job, require_think: bool) -> Score:
+    """The exact grade; where the problem has a tolerance, a number that close is right as well."""
+    problem = job.problem
+    score = grade(text, problem, require_think=require_think)
+    if problem.tolerance and score.reason == "wrong" and score.extracted is not None:
+        answers = problem.answers
+        if any(within(score.extracted, truth, problem.tolerance) for truth in answers):
+            return Score(1.0, "correct", score.extracted)
+    return score

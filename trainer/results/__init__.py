@@ -1,0 +1,1 @@
+"""`make results`: the paper's claims in miniature, trained, evaluated and judged by one command."""

@@ -1,0 +1,106 @@
+"""`make results`, or `python -m trainer.results [--seeds 3] [--ablations]`: train, evaluate, judge.
+
+Trains embedded L1-Exact and from it L1-Max, evaluates both and every baseline on held-out problems,
+and writes docs/results.md. Whatever is complete under --root is not done again, so an interrupted
+command goes on, and more seeds or ablations add to the same document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before torch: a spin-waiting OpenMP team collapses when another process wants its core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from trainer.checkpoint import CheckpointError
+from trainer.config import ConfigError
+from trainer.results.document import write_document
+from trainer.results.plan import (
+    ABLATIONS,
+    BUDGETS,
+    Plan,
+    ablation_stages,
+    base_stages,
+    evaluation_stages,
+    training_stages,
+)
+from trainer.results.stages import evaluation_of, run_stage
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, or 2 with a message for what a user can mend."""
+    args = _parser().parse_args(arguments)
+    try:
+        plan = _plan(args)
+        run(plan)
+    except (ValueError, CheckpointError) as error:  # ConfigError is a ValueError
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    write_document(plan, args.out)
+    print(f"done: {args.out}")
+    return 0
+
+
+def run(plan: Plan) -> None:
+    """Every stage of the plan, the cheapest first. Raises ValueError for what a user can mend."""
+    base = base_stages(plan)
+    for stage in base.values():
+        run_stage(stage)
+    (row,) = evaluation_of(base["base"])["rows"]
+    for seed in range(plan.seeds):
+        for stage in training_stages(plan, seed).values():
+            run_stage(stage)
+        for stage in evaluation_stages(plan, seed, row["mean_tokens"]).values():
+            run_stage(stage)
+    for name in ABLATIONS if plan.ablations else ():
+        for stage in ablation_stages(plan, name).values():
+            run_stage(stage)
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    problems, samples = (8, 1) if args.quick else (500, 2)
+    try:
+        budgets = tuple(map(int, args.budgets.split(",")))
+    except ValueError as error:
+        raise ConfigError(f"--budgets: expected numbers with commas, got {args.budgets}") from error
+    return Plan(
+        root=args.root or Path("runs/results-quick" if args.quick else "runs/results"),
+        model=args.model,
+        problems=args.problems or problems,
+        samples=args.samples or samples,
+        seeds=args.seeds,
+        ablations=args.ablations,
+        quick=args.quick,
+        train=tuple(args.train),
+        budgets=budgets,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer.results", description=__doc__)
+    parser.add_argument("--root", type=Path, help="runs and evaluations; runs/results if left out")
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="the document")
+    parser.add_argument("--model", default="embedded", help="the base, as model.path")
+    parser.add_argument("--problems", type=int, help="held-out problems an evaluation")
+    parser.add_argument("--samples", type=int, help="samples a problem and budget")
+    parser.add_argument(
+        "--budgets",
+        default=",".join(map(str, BUDGETS)),
+        help="four, ascending; training never draws the two in the middle",
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="training seeds, from 0 on")
+    parser.add_argument("--ablations", action="store_true", help=", ".join(ABLATIONS))
+    parser.add_argument("--quick", action="store_true", help="minutes, to see it work; no result")
+    parser.add_argument("train", nargs="*", help="overrides of every training run: train.steps=40")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""What `make results` runs: every training and evaluation as a command with its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import ConfigError
+from trainer.embedded.outside import OUTSIDE
+
+BUDGETS = (16, 32, 56, 88)
+OUTSIDE_DATA = tuple(OUTSIDE)
+ABLATIONS = {  # name: what is changed in the L1-Exact run of the first seed
+    "released": ("reward=released",),
+    "sigmoid": ("reward=sigmoid",),
+    "no-std": ("algorithm.estimator=dr_grpo",),
+    "one-update": ("algorithm.updates=1",),
+}
+QUICK_TRAIN = (
+    "train.steps=2",
+    "rollout.prompts=4",
+    "rollout.samples=4",
+    "evaluate.problems=4",
+    "evaluate.samples=1",
+    "log.tensorboard=false",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for on the command line."""
+
+    root: Path  # of all runs and evaluations
+    model: str  # the base
+    problems: int  # held-out problems an evaluation
+    samples: int  # a problem and budget
+    seeds: int
+    ablations: bool
+    quick: bool
+    train: tuple[str, ...]  # further overrides of every training run
+    budgets: tuple[int, ...] = BUDGETS  # four, ascending
+
+    def __post_init__(self) -> None:
+        if len(self.budgets) != len(BUDGETS) or list(self.budgets) != sorted(set(self.budgets)):
+            raise ConfigError(f"--budgets: expected four, ascending, got {list(self.budgets)}")
+
+    @property
+    def skip(self) -> tuple[int, ...]:
+        """The two budgets that training never draws."""
+        return self.budgets[1:3]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command: `kind` "train" runs trainer.run, "evaluate" trainer.evaluate."""
+
+    kind: str
+    folder: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """As it would be typed, without the folder."""
+        module = {"train": "trainer.run", "evaluate": "trainer.evaluate"}[self.kind]
+        quoted = [f"'{a}'" if "[" in a else a for a in self.arguments]
+        return " ".join(["python -m", module, *quoted])
+
+
+def base_stages(plan: Plan) -> dict[str, Stage]:
+    """The baselines, by the name of their method: they do not depend on a training seed."""
+    base = ("mode=none",)
+    return {
+        "base": _evaluate(plan, "base", "base", *base),
+        "base_prompted": _evaluate(plan, "base", "base_prompted", "mode=exact"),
+        "truncate": _evaluate(plan, "base", "truncate", "method=truncate", *base),
+        "s1": _evaluate(plan, "base", "s1", "method=s1", *base),
+        "base_outside": _evaluate(plan, "base", "base_outside", "mode=exact", data=OUTSIDE_DATA),
+    }
+
+
+def training_stages(plan: Plan, seed: int) -> dict[str, Stage]:
+    """L1-Exact from the base, then L1-Max from L1-Exact."""
+    folder = plan.root / f"seed-{seed}"
+    return {
+        "l1_exact": _train(plan, folder / "l1_exact", "l1_exact", plan.model, seed),
+        "l1_max": _train(plan, folder / "l1_max", "l1_max", str(folder / "l1_exact"), seed),
+    }
+
+
+def evaluation_stages(plan: Plan, seed: int, base_tokens: float) -> dict[str, Stage]:
+    """Both models of a seed; `base_tokens`, the base's own mean length, is a budget too."""
+    group = f"seed-{seed}"
+    exact = f"model.path={plan.root / group / 'l1_exact'}"
+    best = f"model.path={plan.root / group / 'l1_max'}"
+    length = f"budgets=[{max(1, round(base_tokens))}]"
+    return {
+        "l1_exact": _evaluate(plan, group, "l1_exact", "mode=exact", exact),
+        "l1_max": _evaluate(plan, group, "l1_max", "mode=max", best),
+        "l1_exact_at_base": _evaluate(plan, group, "l1_exact_at_base", "mode=exact", exact, length),
+        "l1_exact_outside": _evaluate(
+            plan, group, "l1_exact_outside", "mode=exact", exact, data=OUTSIDE_DATA
+        ),
+    }
+
+
+def ablation_stages(plan: Plan, name: str) -> dict[str, Stage]:
+    """L1-Exact of seed 0 with one thing changed, and its evaluation."""
+    group = f"ablation-{name}"
+    folder = plan.root / group / "l1_exact"
+    return {
+        "train": _train(plan, folder, "l1_exact", plan.model, 0, *ABLATIONS[name]),
+        "l1_exact": _evaluate(plan, group, "l1_exact", "mode=exact", f"model.path={folder}"),
+    }
+
+
+def _train(
+    plan: Plan, folder: Path, experiment: str, model: str, seed: int, *changes: str
+) -> Stage:
+    arguments = (
+        f"+experiment={experiment}",
+        "scale=embedded",
+        f"model.path={model}",
+        f"dir={folder}",
+        f"seed={seed}",
+        f"budget.skip={_listed(plan.skip)}",
+        "evaluate.every=0",
+        *(QUICK_TRAIN if plan.quick else ()),
+        *plan.train,
+        *changes,
+    )
+    return Stage("train", folder, arguments)
+
+
+def _evaluate(
+    plan: Plan, group: str, name: str, *changes: str, data: Sequence[str] = ("embedded",)
+) -> Stage:
+    folder = plan.root / group / f"evaluation-{name}"
+    arguments = (
+        "scale=embedded",
+        f"model.path={plan.model}",
+        f"name={name}",
+        f"data={_listed(data)}",
+        f"problems={plan.problems}",
+        f"n={plan.samples}",
+        f"budgets={_listed(plan.budgets)}",
+        f"out={folder}",
+        *changes,
+    )
+    # The last one wins in hydra, and a doubled key reads badly in the document.
+    unique = {argument.partition("=")[0]: argument for argument in arguments}
+    return Stage("evaluate", folder, tuple(unique.values()))
+
+
+def _listed(items: Sequence[object]) -> str:
+    return f"[{','.join(map(str, items))}]"
