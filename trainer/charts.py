@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GREY, BLUE, ORANGE, GREEN = "#767676", "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's palette
-PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
-MARKERS = "oD^vPXs*"  # not as many as colours: pairs repeat only after 56 lines
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # grey: "before"
+MARKERS = "oD^vp>"  # not as many as colours: pairs repeat only after 42 lines
 NOTE = "#555555"
 LOG_RANGE = 16  # tokens that span more than this factor get a logarithmic axis
 NEAR = 24  # points (1/72 inch) within which budgets share a label

@@ -195,12 +195,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", type=int, help="only the samples of this group")
     parser.add_argument("--budget", type=int, help="only samples asked for this many tokens")
     parser.add_argument("--reason", choices=REASONS, help="only samples graded so")
-    parser.add_argument("--limit", type=_count, default=5, help="at most so many (default 5)")
+    parser.add_argument("--limit", type=positive, default=5, help="at most so many (default 5)")
     parser.add_argument("--sort", choices=SORTS, help="the highest first, instead of file order")
     return parser
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
     """A number for argparse, at least 1."""
     value = int(text)
     if value < 1:

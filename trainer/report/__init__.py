@@ -1,0 +1,1 @@
+"""One self-contained HTML file, and PNGs, of training runs and evaluations: `python -m trainer.report`."""
