@@ -115,6 +115,8 @@ def draw_accuracy(axes: Axes, curves: Sequence[Curve], log: bool | None = None) 
     spread = tokens.max() > LOG_RANGE * tokens.min() > 0
     if spread if log is None else log and tokens.min() > 0:
         _log_x_axis(axes)
+        if tokens.min() == tokens.max():  # matplotlib's own limits of one point would be that point
+            axes.set_xlim(tokens[0] / 2, tokens[0] * 2)
     for curve, points in lines:
         look = {"color": curve.colour, "marker": curve.marker, "label": curve.name}
         axes.vlines(points[:, 1], points[:, 3], points[:, 4], color=curve.colour, lw=1.5, alpha=0.6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -28,16 +29,18 @@ class Browser:
             pytest.skip("no Chromium: install one of " + ", ".join(NAMES))
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        # It reads from descriptor 3 and writes to 4; a child's are moved there by the shell.
-        command = 'exec "$0" "$@" 3<&{} 4>&{}'.format(to_browser, from_browser)
+        # It reads from descriptor 3 and writes to 4; the shell moves them there from above 9, where
+        # neither can be overwritten by the other.
+        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_browser, from_browser)]
+        command = 'exec "$0" "$@" 3<&{} 4>&{}'.format(*ends)
         arguments = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
         self._process = subprocess.Popen(
             ["bash", "-c", command, program, *arguments, f"--user-data-dir={profile}"],
-            pass_fds=(to_browser, from_browser),
+            pass_fds=ends,
             stderr=subprocess.DEVNULL,
         )
-        os.close(to_browser)
-        os.close(from_browser)
+        for fd in (to_browser, from_browser, *ends):
+            os.close(fd)
         self._rest = b""
         self._session: dict[str, str] = {}
         self._sent = 0

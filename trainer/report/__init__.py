@@ -1,1 +1,1 @@
-"""One self-contained HTML file, and PNGs, of training runs and evaluations: `python -m trainer.report`."""
+"""`python -m trainer.report RUN…`: one HTML file, and PNGs, of training runs and evaluations."""

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EVALUATION = "evaluation.json"
-# What a row of evaluation.json must have; every other figure may be missing or null.
+# What a row of evaluation.json must have. Any figure may be null: not known.
 NEEDED = ("data", "budget", "mode", "pass1", "mean_tokens")
+FIGURES = (
+    "budget", "pass1", "pass1_low", "pass1_high", "pass_k", "maj_k", "mean_tokens", "deviation",
+    "sample_deviation", "rmse", "bias", "over", "soft_over", "correlation", "truncated",
+)  # fmt: skip
 SAMPLE_NEEDED = (
     "data", "problem_id", "problem", "budget", "mode", "text", "tokens", "reason", "answer",
     "truth",
@@ -109,12 +113,9 @@ def _load_evaluation(folder: Path) -> Source:
     path = folder / EVALUATION
     content = _json(path)
     rows = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f'{path}: not an evaluation: "rows" is not a list of rows')
-    for number, row in enumerate(rows):
-        for key in NEEDED:
-            if key not in row:
-                raise ValueError(f'{path}: row {number} has no "{key}"')
+    if not isinstance(rows, list):
+        raise ValueError(f'{path}: not an evaluation: "rows" is not a list')
+    rows = [_checked(row, f"{path}: row {number}") for number, row in enumerate(rows)]
     name = clean(str(content.get("method") or folder.name))
     used: dict[str, list[tuple[int, int]]] = {row["mode"]: [] for row in rows}
     notes = []
@@ -126,7 +127,7 @@ def _load_evaluation(folder: Path) -> Source:
         notes.append(f"no {SAMPLES}: no distribution of tokens and no samples to read")
     methods = [
         Method(
-            name if len(used) == 1 else f"{name} ({clean(str(mode))})",
+            name if len(used) == 1 else f"{name} ({clean(mode)})",
             [row for row in rows if row["mode"] == mode],
             used[mode],
         )
@@ -136,6 +137,19 @@ def _load_evaluation(folder: Path) -> Source:
         notes.append("no counts of behaviour")
     facts = {key: content[key] for key in ("model", "method", "settings") if key in content}
     return Source(clean(folder.resolve().name), folder, methods, [], facts, notes)
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    """A row of evaluation.json that can be drawn; ValueError saying where it cannot, and why."""
+    if not isinstance(row, dict) or not all(key in row for key in NEEDED):
+        raise ValueError(f"{where}: not a row with {', '.join(NEEDED)}")
+    for key in ("data", "mode"):
+        if not isinstance(row[key], str):
+            raise ValueError(f"{where}: {key} {row[key]!r} is not a string")
+    for key in FIGURES:
+        if not isinstance(row.get(key), int | float | None):
+            raise ValueError(f"{where}: {key} {row[key]!r} is not a number")
+    return row | {"data": clean(row["data"])}
 
 
 def _load_training(folder: Path) -> Source:
