@@ -17,7 +17,7 @@ from trainer.config import ConfigError
 from trainer.files import sync_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from trainer.config import LogSettings
@@ -140,21 +140,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises ValueError naming the file and the line of a row that is not JSON, OSError.
     """
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if line.endswith(b"\n"):
-            rows.append(parse_row(line, f"{path}:{number}"))
-    return rows
+    return list(iter_rows(path))
 
 
-def parse_row(line: bytes, where: str) -> dict[str, Any]:
-    """One line as a row; ValueError starting with `where` if it is not one."""
+def iter_rows(path: Path, key: str = "step", kind: type = int) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file one by one as `parse_row` reads them, for files of gigabytes."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):  # else being written, or torn by a kill
+                yield parse_row(line, f"{path}:{number}", key, kind)
+
+
+def parse_row(line: bytes, where: str, key: str = "step", kind: type = int) -> dict[str, Any]:
+    """One line as a row whose `key` is a `kind`; ValueError starting with `where` if it is none."""
     try:
         row = json.loads(line)
     except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"{where}: not a JSON row ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise ValueError(f'{where}: not a row with a "step"')
+    if not isinstance(row, dict) or not isinstance(row.get(key), kind):
+        raise ValueError(f'{where}: not a row with a "{key}"')
     return row
 
 

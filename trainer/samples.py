@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.grading import REASONS
-from trainer.record import SAMPLES, parse_row
+from trainer.record import SAMPLES, iter_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,17 +61,13 @@ def load_step(run: Path, step: int | None) -> list[dict[str, Any]]:
         raise ValueError(f"{run}: no {SAMPLES} in it: not a run folder, or no step is done yet")
     rows: list[dict[str, Any]] = []
     first = last = None
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):  # being written, or torn by a kill
-                break
-            row = parse_row(line, f"{path}:{number}")
-            first = row["step"] if first is None else first
-            if step is None and row["step"] != last:
-                rows.clear()
-            if step is None or row["step"] == step:
-                rows.append(row)
-            last = row["step"]
+    for row in iter_rows(path):
+        first = row["step"] if first is None else first
+        if step is None and row["step"] != last:
+            rows.clear()
+        if step is None or row["step"] == step:
+            rows.append(row)
+        last = row["step"]
     if last is None:
         raise ValueError(f"{path}: no samples yet")
     if not rows:
@@ -130,25 +126,29 @@ def clean(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE)
 
 
+def parts(text: str, reason: str, extracted: str | None) -> tuple[int, int, int]:
+    """Where in `text` the thinking ends, and where the graded answer starts and ends.
+
+    No thinking ends at 0; an answer that is not to be found starts where it ends.
+    """
+    thinking = text.rfind(_THINK_END) + len(_THINK_END)
+    if thinking < len(_THINK_END):  # no tag
+        thinking = len(text) if reason == "no_think" else 0
+    box = max(text.rfind("\\boxed", thinking), text.rfind("\\fbox", thinking))
+    start = text.find(extracted, box) if extracted and box >= 0 else -1
+    return (thinking, start, start + len(extracted)) if start >= 0 else (thinking, *[thinking] * 2)
+
+
 def _highlighted(row: dict[str, Any]) -> Text:
     """The text: thinking dim, the answer that was graded bold in the colour of the verdict."""
-    thinking, tag, answer = row["text"].rpartition(_THINK_END)
-    if not tag and row["reason"] == "no_think":
-        thinking, answer = answer, ""
-    start, end = _answer_span(answer, row["extracted"])
+    text = row["text"]
+    thinking, start, end = parts(text, row["reason"], row["extracted"])
     return Text.assemble(
-        (clean(thinking + tag), "dim"),
-        clean(answer[:start]),
-        (clean(answer[start:end]), f"bold reverse {_colour(row)}"),
-        clean(answer[end:]),
+        (clean(text[:thinking]), "dim"),
+        clean(text[thinking:start]),
+        (clean(text[start:end]), f"bold reverse {_colour(row)}"),
+        clean(text[end:]),
     )
-
-
-def _answer_span(answer: str, extracted: str | None) -> tuple[int, int]:
-    """Where in `answer` the graded text stands, empty when there is none."""
-    box = max(answer.rfind("\\boxed"), answer.rfind("\\fbox"))
-    start = answer.find(extracted, box) if extracted and box >= 0 else -1
-    return (start, start + len(extracted)) if extracted and start >= 0 else (0, 0)
 
 
 def _colour(row: dict[str, Any]) -> str:
@@ -195,12 +195,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", type=int, help="only the samples of this group")
     parser.add_argument("--budget", type=int, help="only samples asked for this many tokens")
     parser.add_argument("--reason", choices=REASONS, help="only samples graded so")
-    parser.add_argument("--limit", type=_count, default=5, help="at most so many (default 5)")
+    parser.add_argument("--limit", type=positive, default=5, help="at most so many (default 5)")
     parser.add_argument("--sort", choices=SORTS, help="the highest first, instead of file order")
     return parser
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
     """A number for argparse, at least 1."""
     value = int(text)
     if value < 1:

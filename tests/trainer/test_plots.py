@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from trainer.plots import _budget_ranges, plot_evaluation, plot_training
+from trainer.charts import _budget_ranges
+from trainer.plots import plot_evaluation, plot_training
 
 
 def evaluation(phase: str, budgets: list[int], samples: int = 20, step: int = 0) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""`python -m trainer.report RUN…`: one HTML file, and PNGs, of training runs and evaluations."""
