@@ -14,24 +14,28 @@
 namespace lcpo {
 namespace {
 
-// A block is read twice, for its maximum and for its sums, and should be in L1 the second time.
+// A block is read twice, for its maximum and for its sums. The maximum is taken a block ahead, in
+// the loop that sums: it hides there, and so does the wait for memory.
 constexpr int64_t BLOCK = 1024;
+
+LCPO_INLINE float peak_of_lanes(float* best) {
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) best[i] = best[i + half] > best[i] ? best[i + half] : best[i];
+  }
+  return best[0];
+}
 
 // Largest of x[0..size), NaN apart; -inf for none.
 LCPO_INLINE float peak_of(const float* x, int64_t size) {
-  constexpr int WIDE = 4 * LANES;  // one register would wait for itself
-  float best[WIDE];
+  float best[LANES];
   LCPO_SIMD
-  for (int i = 0; i < WIDE; ++i) best[i] = -INF;
+  for (int i = 0; i < LANES; ++i) best[i] = -INF;
   int64_t j = 0;
-  for (; j + WIDE <= size; j += WIDE) {
+  for (; j + LANES <= size; j += LANES) {
     LCPO_SIMD
-    for (int i = 0; i < WIDE; ++i) best[i] = x[j + i] > best[i] ? x[j + i] : best[i];
+    for (int i = 0; i < LANES; ++i) best[i] = x[j + i] > best[i] ? x[j + i] : best[i];
   }
-  for (int half = WIDE / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) best[i] = best[i + half] > best[i] ? best[i + half] : best[i];
-  }
-  float peak = best[0];
+  float peak = peak_of_lanes(best);
   for (; j < size; ++j) peak = x[j] > peak ? x[j] : peak;
   return peak;
 }
@@ -42,46 +46,78 @@ struct Moments {
   double weighted = 0.0;  // sum of y · 2**y
 };
 
-// Online: sums relative to the maximum so far, rescaled when a block raises it.
+// Sums of one block, in float lanes.
+struct Sums {
+  float total[LANES] = {}, weighted[LANES] = {};
+
+  LCPO_INLINE_MEMBER void add(const float* x, float base, float scale) {
+    LCPO_SIMD
+    for (int i = 0; i < LANES; ++i) {
+      const float y = clamp_exponent((x[i] - base) * scale);
+      const float e = exp2_clamped(y);
+      total[i] += e;
+      weighted[i] = fused(e, y, weighted[i]);
+    }
+  }
+};
+
+// Online: sums relative to the maximum so far, rescaled when a block raises it; double between
+// blocks.
 template <class T>
 LCPO_INLINE Moments moments_of(const T* row, int64_t size, float scale) {
-  Moments all;
-  float room[BLOCK];
-  for (int64_t start = 0; start < size; start += BLOCK) {
+  float room[2][BLOCK];
+  float peak = -INF;
+  double total[LANES] = {}, weighted[LANES] = {};
+  const float* x = widened(row, std::min(BLOCK, size), room[0]);
+  float ahead = peak_of(x, std::min(BLOCK, size));  // of the block that comes next
+  for (int64_t start = 0, block = 0; start < size; start += BLOCK, ++block) {
     const int64_t count = std::min(BLOCK, size - start);
-    const float* x = widened(row + start, count, room);
-    const float peak = peak_of(x, count);
-    if (peak > all.peak) {
-      if (all.total > 0.0) {
-        const double drop = (static_cast<double>(all.peak) - peak) * scale;
-        const double factor = std::exp2(drop);
-        all.weighted = (all.weighted + drop * all.total) * factor;
-        all.total *= factor;
-      }
-      all.peak = peak;
-    }
-    const float base = all.peak > -INF ? all.peak : 0.0f;  // -inf less -inf would be NaN
-    float sum[LANES] = {}, moment[LANES] = {};
-    int64_t j = 0;
-    for (; j + LANES <= count; j += LANES) {
+    if (ahead > peak) {
+      const double drop = peak > -INF ? (static_cast<double>(peak) - ahead) * scale : 0.0;
+      const double factor = std::exp2(drop);
       LCPO_SIMD
       for (int i = 0; i < LANES; ++i) {
-        const float y = clamp_exponent((x[j + i] - base) * scale);
-        const float e = exp2_clamped(y);
-        sum[i] += e;
-        moment[i] = fused(e, y, moment[i]);
+        weighted[i] = (weighted[i] + drop * total[i]) * factor;
+        total[i] *= factor;
       }
+      peak = ahead;
     }
+    const float base = peak > -INF ? peak : 0.0f;  // -inf less -inf would be NaN
+    const int64_t after = std::min(BLOCK, size - start - count);
+    const float* next = widened(row + start + count, after, room[(block + 1) % 2]);
+    Sums sums;
+    int64_t j = 0;
+    if (after == BLOCK) {
+      float best[LANES];
+      LCPO_SIMD
+      for (int i = 0; i < LANES; ++i) best[i] = -INF;
+      for (; j < BLOCK; j += LANES) {
+        sums.add(x + j, base, scale);
+        LCPO_SIMD
+        for (int i = 0; i < LANES; ++i) best[i] = next[j + i] > best[i] ? next[j + i] : best[i];
+      }
+      ahead = peak_of_lanes(best);
+    } else {
+      for (; j + LANES <= count; j += LANES) sums.add(x + j, base, scale);
+      ahead = peak_of(next, after);
+    }
+    LCPO_SIMD
     for (int i = 0; i < LANES; ++i) {
-      all.total += sum[i];
-      all.weighted += moment[i];
+      total[i] += sums.total[i];
+      weighted[i] += sums.weighted[i];
     }
     for (; j < count; ++j) {
       const float y = clamp_exponent((x[j] - base) * scale);
       const float e = exp2_clamped(y);
-      all.total += e;
-      all.weighted += e * y;
+      total[0] += e;
+      weighted[0] += e * y;
     }
+    x = next;
+  }
+  Moments all{peak, 0.0, 0.0};
+  for (int i = 0; i < LANES; ++i) {
+    all.total += total[i];
+    all.weighted += weighted[i];
   }
   return all;
 }

@@ -13,14 +13,14 @@
 namespace lcpo {
 namespace {
 
-constexpr double LOG_RATIO_LIMIT = 20.0, KL_LIMIT = 10.0;  // as in the reference
-constexpr int64_t BLOCK = 2048;                            // tokens
-constexpr int WIDE = 8;                                    // doubles of one AVX-512 register
+constexpr int64_t BLOCK = 2048;  // tokens
+constexpr int WIDE = 8;          // doubles of one AVX-512 register
 
 struct Settings {
   double low, high;  // bounds of the ratio
   double kl_coef, entropy_coef;
   bool corrected;
+  double log_ratio_limit = 20.0, kl_limit = 10.0;  // as in the reference
 };
 
 // Columns of R tokens, and of sequences.
@@ -65,6 +65,19 @@ LCPO_INLINE double clamped(double x, double low, double high) {
   return above > high ? high : above;
 }
 
+// x where the mask is set, else 0, whatever x is. Not `mask ? x : 0`: out of several of these on one
+// condition the compiler makes a branch, and no vector code.
+using Mask = int64_t;
+LCPO_INLINE Mask mask(bool condition) { return condition ? -1 : 0; }
+LCPO_INLINE double masked(double x, Mask keep) {
+  Mask bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits &= keep;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// What a token adds: the terms of each lane, then the sums over those with a weight.
 template <bool REF, bool ENTROPY_TERM>
 LCPO_CLONES void block_loss(const Tokens& t, const Settings& s, int64_t start, int64_t stop,
                             Block* block) {
@@ -74,7 +87,7 @@ LCPO_CLONES void block_loss(const Tokens& t, const Settings& s, int64_t start, i
     const int64_t count = std::min<int64_t>(WIDE, stop - at);
     // Lanes beyond the end belong to no sequence: weight 0.
     double logprob[WIDE] = {}, old[WIDE] = {}, ref[WIDE] = {}, entropy[WIDE] = {};
-    double a[WIDE] = {}, w[WIDE] = {}, slope[WIDE];
+    double a[WIDE] = {}, w[WIDE] = {}, d_logprob[WIDE], d_entropy[WIDE];
     for (int64_t i = 0; i < count; ++i) {
       logprob[i] = t.logprob[at + i];
       old[i] = t.old[at + i];
@@ -83,43 +96,53 @@ LCPO_CLONES void block_loss(const Tokens& t, const Settings& s, int64_t start, i
       a[i] = t.advantage[t.seq_ids[at + i]];
       w[i] = t.seq_weight[t.seq_ids[at + i]];
     }
+    Mask live[WIDE], moves[WIDE], clips[WIDE], kl_moves[WIDE];
+    double log_ratio[WIDE], ratio[WIDE], value[WIDE], slope[WIDE], gap[WIDE], kl[WIDE] = {};
     LCPO_SIMD
     for (int i = 0; i < WIDE; ++i) {
-      const bool live = w[i] != 0.0;
-      const double log_ratio = logprob[i] - old[i];
-      const bool moves = std::fabs(log_ratio) <= LOG_RATIO_LIMIT;
-      const double bounded = clamped(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT);
-      const double ratio = exp_small(bounded);
-      const double free = -ratio * a[i], cut = -clamped(ratio, s.low, s.high) * a[i];
-      const bool clip = cut > free;
-      double value = clip ? cut : free;
-      double by_logprob = (clip || !moves) ? 0.0 : free;
-      double kl = 0.0;
-      if (REF) {
-        const double gap = ref[i] - logprob[i];
-        const double d = clamped(gap, -KL_LIMIT, KL_LIMIT);
-        const double e = exp_small(d) - 1.0;
-        kl = e - d;
-        const double k3 = std::fabs(gap) <= KL_LIMIT ? -e : 0.0;
-        value += s.kl_coef * kl;
-        by_logprob += s.kl_coef * (s.corrected ? -ratio * d : k3);
+      live[i] = mask(w[i] != 0.0);
+      const double difference = logprob[i] - old[i];
+      moves[i] = mask(std::fabs(difference) <= s.log_ratio_limit);
+      log_ratio[i] = clamped(difference, -s.log_ratio_limit, s.log_ratio_limit);
+      gap[i] = clamped(ref[i] - logprob[i], -s.kl_limit, s.kl_limit);
+      kl_moves[i] = mask(std::fabs(ref[i] - logprob[i]) <= s.kl_limit);
+    }
+    LCPO_SIMD
+    for (int i = 0; i < WIDE; ++i) {
+      ratio[i] = exp_small(log_ratio[i]);
+      const double free = -ratio[i] * a[i], cut = -clamped(ratio[i], s.low, s.high) * a[i];
+      clips[i] = mask(cut > free);
+      value[i] = cut > free ? cut : free;
+      slope[i] = masked(free, ~clips[i] & moves[i]);
+    }
+    if (REF) {
+      const Mask corrected = mask(s.corrected);
+      LCPO_SIMD
+      for (int i = 0; i < WIDE; ++i) {
+        const double growth = exp_small(gap[i]) - 1.0;
+        kl[i] = growth - gap[i];
+        value[i] += s.kl_coef * kl[i];
+        slope[i] += s.kl_coef * (masked(-ratio[i] * gap[i], corrected) +
+                                 masked(-growth, kl_moves[i] & ~corrected));
       }
-      value -= s.entropy_coef * entropy[i];
-      const double off = std::fabs(ratio - 1.0);
-      // Selected, never multiplied: what a token without weight holds may be inf or NaN.
-      slope[i] = live ? w[i] * by_logprob : 0.0;
-      sum[LOSS][i] += live ? w[i] * value : 0.0;
-      sum[CLIPPED][i] += live && clip ? 1.0 : 0.0;
-      sum[KL][i] += live ? kl : 0.0;
-      sum[OLD_KL][i] += live ? ratio - 1.0 - bounded : 0.0;
-      sum[ENTROPY][i] += live ? entropy[i] : 0.0;
-      sum[LIVE][i] += live ? 1.0 : 0.0;
-      sum[SPOILED][i] += live ? off - off : 0.0;  // NaN, which a maximum would drop
-      deviation[i] = live && off > deviation[i] ? off : deviation[i];
+    }
+    LCPO_SIMD
+    for (int i = 0; i < WIDE; ++i) {
+      d_logprob[i] = masked(w[i] * slope[i], live[i]);
+      d_entropy[i] = masked(-w[i] * s.entropy_coef, live[i]);
+      sum[LOSS][i] += masked(w[i] * (value[i] - s.entropy_coef * entropy[i]), live[i]);
+      sum[CLIPPED][i] += masked(1.0, live[i] & clips[i]);
+      sum[KL][i] += masked(kl[i], live[i]);
+      sum[OLD_KL][i] += masked(ratio[i] - 1.0 - log_ratio[i], live[i]);
+      sum[ENTROPY][i] += masked(entropy[i], live[i]);
+      sum[LIVE][i] += masked(1.0, live[i]);
+      const double off = masked(std::fabs(ratio[i] - 1.0), live[i]);
+      sum[SPOILED][i] += off - off;  // NaN, which a maximum would drop
+      deviation[i] = off > deviation[i] ? off : deviation[i];
     }
     for (int64_t i = 0; i < count; ++i) {
-      t.d_logprob[at + i] = static_cast<float>(slope[i]);
-      t.d_entropy[at + i] = static_cast<float>(w[i] != 0.0 ? -w[i] * s.entropy_coef : 0.0);
+      t.d_logprob[at + i] = static_cast<float>(d_logprob[i]);
+      t.d_entropy[at + i] = static_cast<float>(d_entropy[i]);
     }
   }
   for (int i = 0; i < WIDE; ++i) {
