@@ -9,7 +9,7 @@
 #define LCPO_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature, together with the number in cpp_impl/loading.py.
-#define LCPO_ABI_VERSION 2
+#define LCPO_ABI_VERSION 3
 LCPO_API int32_t lcpo_abi_version();
 
 // Token counts of packed responses: ids [T], cu_seqlens [sequences + 1], outputs [sequences].

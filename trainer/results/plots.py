@@ -8,7 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure  # drawn by Agg: no pyplot, so no display and no global state
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 
-from trainer.plots import BLUE, DPI, GREEN, GREY, ORANGE
+from trainer.charts import BLUE, GREEN, GREY, ORANGE
+from trainer.plots import DPI
 from trainer.results.claims import Rows
 
 STYLES = {
