@@ -16,7 +16,6 @@ import kernels
 from bench.memory import MIB, status
 from trainer import step
 from trainer.data.stream import Cursor
-from trainer.memory import keep_freed_memory
 from trainer.model import Decoder, PackedAttention, take_rows
 from trainer.preflight import build_trainer, load_tokenizer, resolve_device
 from trainer.rollout import Request, RolloutEngine
@@ -109,7 +108,6 @@ def loss_of(model: Decoder, batch: PackedBatch) -> torch.Tensor:
 
 def main() -> None:
     """A step for each line of the standard input; at its end the peak of memory."""
-    keep_freed_memory()  # as trainer.run does
     before = status("VmRSS")
     trainer = make_trainer(json.loads(sys.argv[1]))
     print(json.dumps({"ready": 1}), flush=True)

@@ -6,7 +6,6 @@ arXiv 1604.06174): a third more arithmetic for the layer, and not a bit of diffe
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import torch
@@ -16,19 +15,7 @@ from trainer.model import ModelConfig
 
 GIB = 2**30
 SHARE = 0.8  # of the free memory that activations may take: allocators leave gaps
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 OPTIMIZER = 12  # bytes a parameter that come later: gradient and two moments in float32
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what was freed for the next step, instead of fetching pages anew.
-
-    Above 32 MiB, glibc's limit, it still does. What it gains is in docs/step.md.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(ctypes.c_int(_MMAP_THRESHOLD), ctypes.c_int(32 << 20))
-        mallopt(ctypes.c_int(_TRIM_THRESHOLD), ctypes.c_int(2**31 - 1))
 
 
 def layer_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

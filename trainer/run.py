@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from trainer.checkpoint import CheckpointError
 from trainer.config import CONF, Config, ConfigError, parse_config
 from trainer.loop import Run, run_loop
-from trainer.memory import keep_freed_memory
 from trainer.preflight import build_trainer, check_packages, resolve_device
 from trainer.scale import resolve_scale
 from trainer.signals import StopFlag
@@ -76,7 +75,6 @@ def prepare(config: Config) -> Run:
     """The pre-flight: everything loaded and checked, nothing computed."""
     check_packages()
     config = resolve_device(config)
-    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     stop = StopFlag()

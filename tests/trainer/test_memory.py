@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.helpers import ROOT, tiny_trainer
+from tests.helpers import tiny_trainer
 from trainer import step
 from trainer.config import MemorySettings
 from trainer.memory import GIB, activation_bytes, free_bytes, recomputed_layers
@@ -86,25 +82,6 @@ def test_auto_recomputes_as_few_layers_as_fit():
     assert layers(1) == 4  # nothing fits: as small as it gets
     assert layers(0, free=sizes[2] / 0.8 + 12_001) == 2  # what is free, less the optimizer's part
     assert layers(0, free=sizes[2] / 0.8) == 3
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_kept():
-    """In a process of its own: what one pass has freed costs the next one no page."""
-    code = (
-        "import resource, torch; from trainer.memory import keep_freed_memory\n"
-        "if {keep}: keep_freed_memory()\n"
-        "for _ in range(3):\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    x = [torch.ones(2 << 20) for _ in range(20)]\n"  # 8 MiB each
-        "    del x\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
-    )
-    faults = [
-        int(subprocess.check_output([sys.executable, "-c", code.format(keep=keep)], cwd=ROOT))
-        for keep in (False, True)
-    ]
-    assert faults[1] < 1000 < faults[0], faults  # 160 MiB are 40,960 pages
 
 
 def test_free_memory_of_this_machine():
