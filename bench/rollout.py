@@ -75,9 +75,7 @@ class Subject:
         """Ours; page size 8 and a batch of all prompts unless said otherwise."""
         settings = {"batch_size": self.sizes.prompts, "page_size": 8} | settings
         ids = len(self.tokenizer)
-        return RolloutEngine(
-            self.model, eos_id=NO_EOS, vocab_size=ids, dtype=self.dtype, **settings
-        )
+        return RolloutEngine(self.model, eos_id=NO_EOS, vocab_size=ids, **settings)
 
     def requests(self, count: int) -> list[Request]:
         """Problems of the embedded task, each with its own length."""
@@ -88,10 +86,10 @@ class Subject:
 
 
 def load(path: str, dtype: str, sizes: Sizes) -> Subject:
-    """Weights in float32, as in training; `dtype` is what is computed in."""
+    """`dtype` is what is computed in, so the weights are in it, as the trainer's working copy."""
     folder = find_model(path)
     tokenizer, _ = load_tokenizer(folder)
-    return Subject(folder, load_model(folder, dtype=torch.float32), tokenizer, dtype, sizes)
+    return Subject(folder, load_model(folder, dtype=getattr(torch, dtype)), tokenizer, dtype, sizes)
 
 
 class OwnLength(StoppingCriteria):

@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> None:
         eos_id=tokenizer.eos_token_id,
         vocab_size=len(tokenizer),
         batch_size=1,
-        dtype=dtype,
     )
     prompt = encode_prompt(tokenizer, args.question, args.mode, args.budget)
     request = Request(prompt, args.seed, args.limit or 2 * args.budget)

@@ -173,7 +173,6 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         eos_id=tokenizer.eos_token_id,
         vocab_size=len(tokenizer),
         batch_size=config.rollout.batch_size,
-        dtype=config.model.dtype,
         page_size=config.rollout.page_size,
         pages=config.rollout.pages,
         batch_invariant=config.rollout.batch_invariant,

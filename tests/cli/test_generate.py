@@ -22,7 +22,6 @@ def test_text_comes_token_by_token_and_whole():
         eos_id=TOKENIZER.eos_token_id,
         vocab_size=len(TOKENIZER),
         batch_size=1,
-        dtype="float32",
     )
     pieces: list[str] = []
     request = Request((258, 40, 259), 4, 30)

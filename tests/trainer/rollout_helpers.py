@@ -22,9 +22,7 @@ WARM = Sampling(temperature=0.6)
 
 
 def engine_of(model: Decoder, batch_size: int = 64, **settings: Any) -> RolloutEngine:
-    return RolloutEngine(
-        model, eos_id=EOS, vocab_size=IDS, batch_size=batch_size, dtype="float32", **settings
-    )
+    return RolloutEngine(model, eos_id=EOS, vocab_size=IDS, batch_size=batch_size, **settings)
 
 
 def mixed_requests() -> list[Request]:

@@ -48,7 +48,6 @@ def write_card(
         eos_id=tokenizer.eos_token_id,
         vocab_size=len(tokenizer),
         batch_size=512,
-        dtype="float32",
     )
     settings = EvaluateSettings(
         every=0,

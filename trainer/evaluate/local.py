@@ -49,7 +49,6 @@ def draw(
         eos_id=tokenizer.eos_token_id,
         vocab_size=len(tokenizer),
         batch_size=settings.batch_size,
-        dtype=dtype,
         page_size=settings.page_size,
         pages=settings.pages,
     )

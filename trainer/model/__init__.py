@@ -4,7 +4,7 @@ from trainer.model.attention import Attend, DecodeAttention, PackedAttention, Pa
 from trainer.model.config import ModelConfig, RopeConfig, read_config
 from trainer.model.decoder import Decoder
 from trainer.model.embedding import take_rows
-from trainer.model.precision import has_bfloat16, mixed, working_copy
+from trainer.model.precision import has_bfloat16, working_copy
 from trainer.model.weights import copy_tokenizer, load_model, save_model
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "copy_tokenizer",
     "has_bfloat16",
     "load_model",
-    "mixed",
     "read_config",
     "save_model",
     "take_rows",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 
 import torch
@@ -45,10 +44,3 @@ def _add_to(parameter: Tensor, kept: list[Tensor], working: Tensor) -> None:
         parameter.grad = gradient.to(parameter.dtype)
         if parameter.device.type == "cpu":  # whose allocator would fetch fresh pages at each step
             kept.append(parameter.grad)
-
-
-def mixed(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
-    """Autocast to bfloat16 for dtype "bfloat16", nothing for "float32": for float32 weights."""
-    if dtype == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)

@@ -18,7 +18,7 @@ from trainer.model import Decoder
 from trainer.rollout.forcing import advance
 from trainer.rollout.pages import PagePool
 from trainer.rollout.requests import Request, Sampling
-from trainer.rollout.runner import Runner, kept_casts
+from trainer.rollout.runner import Runner
 from trainer.rollout.scheduler import RESERVE, RolloutStats, Sample, Scheduler
 from trainer.types import Completion
 
@@ -42,14 +42,13 @@ class RolloutEngine:
         eos_id: int,
         vocab_size: int,
         batch_size: int,
-        dtype: str,
         page_size: int = 16,
         pages: int = 0,
         batch_invariant: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
         self.model, self.eos_id = model, eos_id
-        self.vocab_size, self.batch_size, self.dtype = vocab_size, batch_size, dtype
+        self.vocab_size, self.batch_size = vocab_size, batch_size
         self.page_size, self.pages, self.batch_invariant = page_size, pages, batch_invariant
         self.cuda_graphs = cuda_graphs
         self.stats = RolloutStats()
@@ -88,7 +87,6 @@ class RolloutEngine:
             self.model,
             sampling,
             vocab_size=self.vocab_size,
-            dtype=self.dtype,
             rows=scheduler.batch_size,
             pages=pool.pages,
             page_size=self.page_size,
@@ -96,17 +94,16 @@ class RolloutEngine:
             batch_invariant=self.batch_invariant,
             cuda_graphs=self.cuda_graphs,
         )
-        with kept_casts():
-            while scheduler.left:
-                for samples, tokens in _rounds(scheduler, runner):
-                    ended = self._record(samples, tokens, runner, on_token)
-                    if ended:
-                        scheduler.finish(ended)
-                        runner.keep(scheduler.running)
-                    self.stats = scheduler.stats()
-                    on_progress(len(requests) - scheduler.left, len(requests))
-                    for sample in ended:
-                        yield sample.index, self._completion(sample)
+        while scheduler.left:
+            for samples, tokens in _rounds(scheduler, runner):
+                ended = self._record(samples, tokens, runner, on_token)
+                if ended:
+                    scheduler.finish(ended)
+                    runner.keep(scheduler.running)
+                self.stats = scheduler.stats()
+                on_progress(len(requests) - scheduler.left, len(requests))
+                for sample in ended:
+                    yield sample.index, self._completion(sample)
 
     def _pool(self, requests: Sequence[Request]) -> PagePool:
         """Pages for these requests; ValueError for one that could never run."""

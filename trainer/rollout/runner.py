@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 import kernels
-from trainer.model import DecodeAttention, Decoder, PackedAttention, PagedCache, mixed
+from trainer.model import DecodeAttention, Decoder, PackedAttention, PagedCache
 from trainer.model.invariant import block_linear, block_logprob
 from trainer.rollout import graphs
 from trainer.rollout.requests import Sampling
@@ -27,7 +26,6 @@ class Runner:
         sampling: Sampling,
         *,
         vocab_size: int,
-        dtype: str,
         rows: int,
         pages: int,
         page_size: int,
@@ -36,12 +34,13 @@ class Runner:
         cuda_graphs: bool,
     ) -> None:
         self.model, self.sampling, self.vocab_size = model, sampling, vocab_size
-        self.dtype, self.page_size, self.batch_invariant = dtype, page_size, batch_invariant
+        self.page_size, self.batch_invariant = page_size, batch_invariant
         self.scale = model.config.attention_scale
         self.device = model.head_weight.device
-        cache_dtype = torch.bfloat16 if dtype == "bfloat16" else model.head_weight.dtype
         # One page more, for the rows that fill up a graph.
-        self.cache = PagedCache.empty(model.config, pages + 1, page_size, cache_dtype, self.device)
+        self.cache = PagedCache.empty(
+            model.config, pages + 1, page_size, model.head_weight.dtype, self.device
+        )
         self.scratch_page = pages
         # Last token, tokens in the cache, tokens of the prompt, seed
         self.rows = torch.zeros(4, rows, dtype=torch.int64, device=self.device)
@@ -88,8 +87,7 @@ class Runner:
         state = self.rows[:, :rows]
         length = state[_LENGTH]
         attend = DecodeAttention(self.cache, self.block_table[:rows], length, self.scale)
-        with mixed(self.device, self.dtype):
-            hidden = self.model(state[_TOKEN], length, attend)  # [rows, H]
+        hidden = self.model(state[_TOKEN], length, attend)  # [rows, H]
         length += 1  # in place: these are the rows' own counts
         return self._draw(hidden, state)
 
@@ -127,8 +125,7 @@ class Runner:
         cu_seqlens = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
         positions = torch.cat([torch.arange(size) for size in sizes])
         attend = PackedAttention(cu_seqlens, max(sizes), self.scale, self.cache, self._ints(slots))
-        with mixed(self.device, self.dtype):
-            hidden = self.model(self._ints(ids), positions.to(self.device), attend)  # [T, H]
+        hidden = self.model(self._ints(ids), positions.to(self.device), attend)  # [T, H]
         last = hidden[cu_seqlens[1:].to(self.device).long() - 1]  # a copy: the rest is freed
         for (group, _), state in zip(admission.prefill, last, strict=True):
             group.state = state
@@ -136,10 +133,7 @@ class Runner:
     def _draw(self, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each row, which becomes its last one; -1 where logits are NaN."""
         head, options = self.model.head_weight, self.sampling
-        with mixed(self.device, self.dtype):
-            logits = (
-                block_linear(hidden, head) if self.batch_invariant else self.model.logits(hidden)
-            )
+        logits = block_linear(hidden, head) if self.batch_invariant else self.model.logits(hidden)
         drawn = kernels.sample_tokens(
             logits,
             temperature=options.temperature,
@@ -164,20 +158,6 @@ class Runner:
 
     def _ints(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
-
-
-@contextlib.contextmanager
-def kept_casts() -> Iterator[None]:
-    """Autocast's low-precision copies of the weights live until the end, not until each step's.
-
-    They are cleared when no autocast block is open; this counts as one without switching it on.
-    """
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
 
 
 def _places(block_table: Sequence[int], length: int, page_size: int) -> list[tuple[int, int]]:
