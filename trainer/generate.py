@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.data.prompts import encode_prompt
 from trainer.model import load_model
-from trainer.preflight import find_model, load_tokenizer
+from trainer.preflight import find_device, find_model, load_tokenizer
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.types import Completion
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--budget must be at least 1, got {args.budget}")
     folder = find_model(args.model)
     tokenizer, _ = load_tokenizer(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device("auto")
     dtype = "bfloat16" if device == "cuda" else "float32"
     engine = RolloutEngine(
         load_model(folder, dtype=getattr(torch, dtype), device=device),

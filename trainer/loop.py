@@ -25,6 +25,7 @@ from trainer.plots import plot_evaluation, plot_training
 from trainer.preflight import CHECKPOINTS, config_dict, environment, find_model
 from trainer.progress import Progress
 from trainer.record import EVALUATIONS, METRICS, Recorder, read_rows
+from trainer.settings import changes, flatten
 from trainer.signals import StopFlag, Stopped
 from trainer.step import Trainer, train_step
 from trainer.types import Problem
@@ -215,27 +216,12 @@ def load_state(trainer: Trainer, checkpoint: Path, state: dict[str, Any]) -> Non
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
     """ConfigError with a diff when a setting that shapes the result is not the checkpoint's."""
-    old, new = flatten(before), flatten(now)
-    changed = [
-        f"  {key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
-    ]
+    changed = changes(flatten(before), flatten(now), free=FREE_KEYS)
     if changed:
         raise ConfigError(
             f"resume: {checkpoint} was made with other settings; choose another dir= or undo\n"
             + "\n".join(changed)
         )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def draw(folder: Path) -> None:

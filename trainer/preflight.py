@@ -46,15 +46,17 @@ def check_packages() -> None:
         )
 
 
+def find_device(asked: str) -> str:
+    """model.device decided: "cpu" or "cuda"; ConfigError for a CUDA device that is not there."""
+    cuda = torch.cuda.is_available()
+    if asked == "cuda" and not cuda:
+        raise ConfigError("model.device: cuda asked for, but torch finds no CUDA device")
+    return ("cuda" if cuda else "cpu") if asked == "auto" else asked
+
+
 def resolve_device(config: Config) -> Config:
     """The configuration with model.device and model.dtype decided."""
-    cuda = torch.cuda.is_available()
-    device = config.model.device
-    if device == "auto":
-        device = "cuda" if cuda else "cpu"
-    if device == "cuda" and not cuda:
-        raise ConfigError("model.device: cuda asked for, but torch finds no CUDA device")
-    dtype = config.model.dtype
+    device, dtype = find_device(config.model.device), config.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if has_bfloat16(device) else "float32"
     return dataclasses.replace(

@@ -64,9 +64,7 @@ class Progress:
         """`start_step` of `total_steps` are done already; `console` is for tests."""
         self.total, self.done, self.name = total_steps, start_step, name
         self._console = console or Console()
-        # FORCE_COLOR makes rich call a file a terminal, but a live panel does not belong in one.
-        on_terminal = self._console.is_interactive and self._console.file.isatty()
-        self._live = Live(self, console=self._console) if on_terminal else None
+        self._live = Live(self, console=self._console) if on_terminal(self._console) else None
         self._history: dict[str, list[float]] = defaultdict(list)
         self._phase, self._phase_done, self._phase_total = "starting", 0, 0
         self._skipped = 0.0
@@ -105,7 +103,7 @@ class Progress:
             if value is not None:
                 self._history[label].append(value)
         if self._live is None:
-            self._print(self._plain_line(values))
+            say(self._console, self._plain_line(values))
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Show an evaluation, a row of evaluations.jsonl, as a table of its budgets."""
@@ -114,10 +112,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Print a line above the panel; markup in it is not interpreted."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        say(self._console, text)
 
     def _eta(self) -> str:
         seconds = self._history["s/step"][-WINDOW:]
@@ -130,7 +125,7 @@ class Progress:
         for figure in FIGURES:
             value = values[figure.label]
             if value is not None:
-                cells.append(f"{figure.short} {_show(value, figure.format)}")
+                cells.append(f"{figure.short} {show(value, figure.format)}")
         if self._skipped:
             cells.append(f"SKIPPED {self._skipped:g}")
         return "  ".join([*cells, self._eta()]).rstrip()
@@ -178,8 +173,8 @@ class Progress:
             change = mean - sum(before) / len(before) if before else None
             table.add_row(
                 figure.label,
-                _show(values[-1], figure.format),
-                _show(mean, figure.format),
+                show(values[-1], figure.format),
+                show(mean, figure.format),
                 _change(change, figure),
                 Text(sparkline(values), style="blue"),
             )
@@ -196,7 +191,7 @@ def evaluation_table(row: dict[str, Any]) -> Table:
         ("correlation", "correlation", ".3f"),
     )
     summary = ", ".join(
-        f"{label} {_show(overall[key], style)}" for key, label, style in known if key in overall
+        f"{label} {show(overall[key], style)}" for key, label, style in known if key in overall
     )
     table = Table(
         title=Text(f"Evaluation {when or 'at step ' + str(row['step'])}", style="bold"),
@@ -213,9 +208,19 @@ def evaluation_table(row: dict[str, Any]) -> Table:
     for heading in ("budget", *(label for label, _ in columns.values())):
         table.add_column(heading, justify="right")
     for cell in row["budgets"]:
-        shown = [_show(cell.get(key), style) for key, (_, style) in columns.items()]
+        shown = [show(cell.get(key), style) for key, (_, style) in columns.items()]
         table.add_row(str(cell["budget"]), *shown)
     return table
+
+
+def on_terminal(console: Console) -> bool:
+    """Whether a live display belongs there: FORCE_COLOR makes rich call a file a terminal."""
+    return console.is_interactive and console.file.isatty()
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: nothing in it is interpreted."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def sparkline(values: Sequence[float], width: int = TREND) -> str:
@@ -241,7 +246,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _show(value: float | None, style: str) -> str:
+def show(value: float | None, style: str) -> str:
+    """A figure, or a dash where it is not known or not finite."""
     return _UNKNOWN if value is None or not math.isfinite(value) else format(value, style)
 
 

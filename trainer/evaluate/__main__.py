@@ -18,6 +18,7 @@ from rich.text import Text
 from trainer.checkpoint import CheckpointError
 from trainer.evaluate.evaluation import EVALUATION, run_evaluation
 from trainer.evaluate.settings import read_settings
+from trainer.progress import show
 
 WIDTH = 150  # columns of the table in a file or pipe
 COLUMNS = {
@@ -78,7 +79,7 @@ def result_table(evaluation: dict[str, Any]) -> Table:
 def _cell(row: dict[str, Any], key: str, style: str) -> str:
     if key == "interval":
         return f"{100 * row['pass1_low']:.1f}–{100 * row['pass1_high']:.1f}"
-    return "–" if row[key] is None else format(row[key], style)
+    return show(row[key], style)
 
 
 if __name__ == "__main__":

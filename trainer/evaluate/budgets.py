@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.config import EvaluateSettings
 from trainer.data.prompts import encode_prompt
+from trainer.evaluate.figures import length_figures
 from trainer.grading import grade
 from trainer.metrics import correlation
 from trainer.rollout import Request, RolloutEngine, Sampling
@@ -63,17 +64,18 @@ def summary(asked: np.ndarray, used: np.ndarray, correct: np.ndarray) -> dict[st
     rows = []
     for budget in np.unique(asked):
         mine = asked == budget
-        n, right = used[mine].astype(float), correct[mine]
+        n = used[mine].astype(float)
+        lengths = length_figures(n, int(budget))
         rows.append(
             {
                 "budget": int(budget),
                 "samples": int(mine.sum()),
-                "accuracy": float(right.mean()),
+                "accuracy": float(correct[mine].mean()),
                 "mean_tokens": float(n.mean()),
-                "deviation": float((np.abs(n - budget) / budget).mean()),
-                "mean_deviation": float(abs(n.mean() - budget) / budget),
-                "rmse": float(np.sqrt(((n - budget) ** 2).mean())),
-                "over_budget": float((n > budget).mean()),
+                "deviation": lengths["sample_deviation"],
+                "mean_deviation": lengths["deviation"],
+                "rmse": lengths["rmse"],
+                "over_budget": lengths["over"],
             }
         )
     names = ("accuracy", "mean_tokens", "deviation", "mean_deviation", "rmse", "over_budget")

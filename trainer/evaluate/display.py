@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from trainer.progress import duration
+from trainer.progress import duration, on_terminal, say
 
 EVERY = 15.0  # seconds between lines where there is no terminal
 
@@ -28,13 +28,14 @@ class Display:
         self.done = self.expected_done = 0
         self._console = console or Console()
         self._start = self._said = time.monotonic()
-        on_terminal = self._console.is_interactive and self._console.file.isatty()
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
-        self._bar = Progress(*columns, console=self._console) if on_terminal else None
+        self._bar = (
+            Progress(*columns, console=self._console) if on_terminal(self._console) else None
+        )
         if self._bar:
             self._task = self._bar.add_task(name, total=self.expected, left="")
         if kept:
-            self._say(f"{name}: {kept} samples are there already, {samples} to draw")
+            say(self._console, f"{name}: {kept} samples are there already, {samples} to draw")
 
     def __enter__(self) -> Display:
         if self._bar:
@@ -57,7 +58,7 @@ class Display:
             self._bar.update(self._task, completed=self.expected_done, left=self.status())
         elif self.done == self.samples or time.monotonic() - self._said > EVERY:
             self._said = time.monotonic()
-            self._say(f"{self.name}: {self.status()}")
+            say(self._console, f"{self.name}: {self.status()}")
 
     def status(self) -> str:
         """How many samples of how many, and how long the rest will take."""
@@ -67,6 +68,3 @@ class Display:
             return f"{status} in {duration(elapsed)}"
         left = elapsed * (self.expected / max(1, self.expected_done) - 1)
         return f"{status}, {duration(left)} left"
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

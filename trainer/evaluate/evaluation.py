@@ -22,6 +22,7 @@ from trainer.evaluate.store import SampleStore
 from trainer.files import write_json_atomic
 from trainer.metrics import correlation
 from trainer.preflight import find_model
+from trainer.settings import flatten
 from trainer.types import Problem
 
 EVALUATION, TABLE = "evaluation.json", "evaluation.csv"
@@ -127,17 +128,9 @@ def table(
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows flat, a group's members as `group.member`; what a row lacks is empty. OSError."""
-    flat = [_flat(row) for row in rows]
+    flat = [flatten(row) for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(flat)
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        inner = value.items() if isinstance(value, dict) else ()
-        flat |= {f"{key}.{name}": one for name, one in inner} or {key: value}
-    return flat

@@ -47,20 +47,21 @@ def figures(rows: Sequence[dict[str, Any]], budget: int, how: Figures) -> dict[s
         "pass_k": {str(k): mean_pass_at_k(right, k) for k in powers},
         "maj_k": {str(k): majority_at_k(by_problem, k) for k in powers},
         "mean_tokens": float(used.mean()),
-        **_lengths(used, budget),
+        **length_figures(used, budget),
         "truncated": float(np.mean([row["truncated"] for row in rows])),
         "reasons": {k: c / len(rows) for k, c in Counter(r["reason"] for r in rows).most_common()},
     }
 
 
-def _lengths(used: np.ndarray, budget: int) -> dict[str, float | None]:
+def length_figures(used: np.ndarray, budget: int) -> dict[str, float | None]:
+    """Tokens used [N] against a budget; see `figures`. All None for budget 0."""
     names = ("deviation", "sample_deviation", "rmse", "bias", "over", "soft_over")
     if not budget:
         return dict.fromkeys(names)
     away = used - budget
     values = (
-        abs(away.mean()) / budget,
-        np.abs(away).mean() / budget,
+        abs(used.mean() - budget) / budget,
+        (np.abs(away) / budget).mean(),
         np.sqrt((away**2).mean()),
         away.mean(),
         (used > budget).mean(),

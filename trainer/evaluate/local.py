@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from trainer.config import ConfigError
 from trainer.evaluate.methods import Job, local_request, think_length, token_limit
 from trainer.evaluate.settings import EvaluationSettings
 from trainer.files import fingerprint
 from trainer.grading import grade
 from trainer.grading.tolerance import within
 from trainer.model import load_model
-from trainer.preflight import load_tokenizer
+from trainer.preflight import find_device, load_tokenizer
 from trainer.rollout import RolloutEngine, Sampling
 from trainer.types import Score
 
@@ -36,12 +35,7 @@ def draw(
     Budgets run in one stream, the longest first, so that the batch stays full.
     """
     tokenizer, think_end = load_tokenizer(folder)
-    device = settings.model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device: cuda asked for, but torch finds no CUDA device")
-    dtype = settings.model.dtype
+    device, dtype = find_device(settings.model.device), settings.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     engine = RolloutEngine(

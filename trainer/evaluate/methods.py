@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from kernels import count_lengths
 from trainer.data.prompts import encode_prompt
 from trainer.evaluate.settings import EvaluationSettings, S1Settings
 from trainer.rollout import Forced, Forcing, Request
@@ -100,11 +102,12 @@ def count_runs(ids: Sequence[int], run: Sequence[int]) -> int:
 
 def think_length(ids: Sequence[int], think_end: Sequence[int]) -> int:
     """Tokens up to and with the first `</think>`; all of them where there is none."""
-    width, wanted = len(think_end), tuple(think_end)
-    for i in range(len(ids) - width + 1):
-        if ids[i] == wanted[0] and tuple(ids[i : i + width]) == wanted:
-            return i + width
-    return len(ids)
+    bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
+    # Completions end at their EOS, so there is none to look for.
+    lengths = count_lengths(
+        torch.tensor(ids, dtype=torch.int64), bounds, eos_id=-1, think_end=tuple(think_end)
+    )
+    return int(lengths.n_think)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

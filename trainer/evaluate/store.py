@@ -11,6 +11,7 @@ from typing import Any
 from trainer.config import ConfigError
 from trainer.evaluate.methods import Job
 from trainer.files import read_json, write_json_atomic
+from trainer.settings import changes
 
 SAMPLES, IDENTITY = "samples.jsonl", "samples.json"
 FLUSH_SECONDS = 5.0
@@ -76,12 +77,7 @@ def row_key(row: dict[str, Any]) -> Key:
 def _check_identity(path: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
         return
-    before = read_json(path)
-    changed = [
-        f"  {key}: {before.get(key)!r} -> {identity.get(key)!r}"
-        for key in sorted(before.keys() | identity.keys())
-        if before.get(key) != identity.get(key)
-    ]
+    changed = changes(read_json(path), identity)
     if changed:
         raise ConfigError(
             f"out: the samples of {path.parent} were drawn with other settings; choose another "

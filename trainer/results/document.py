@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,8 @@ from typing import Any
 from trainer.evaluate.store import SAMPLES
 from trainer.files import read_json
 from trainer.preflight import environment
+from trainer.progress import show
+from trainer.record import iter_rows
 from trainer.results.claims import Claim, Rows, judge
 from trainer.results.plan import (
     ABLATIONS,
@@ -97,10 +98,8 @@ def methods_of(
 def easy_and_hard(stage: Stage) -> tuple[float, float]:
     """Mean tokens of an evaluation's samples on the problems of fewest and of most numbers."""
     tokens: dict[int, list[int]] = {}
-    with (stage.folder / SAMPLES).open() as file:
-        for line in file:
-            row = json.loads(line)
-            tokens.setdefault(row["problem"].count("+"), []).append(row["tokens"])
+    for row in iter_rows(stage.folder / SAMPLES, "problem", str):
+        tokens.setdefault(row["problem"].count("+"), []).append(row["tokens"])
     return statistics.mean(tokens[min(tokens)]), statistics.mean(tokens[max(tokens)])
 
 
@@ -139,12 +138,12 @@ def _rows(rows: Rows) -> str:
     lines = list(TABLE)
     for row in rows:
         away = [
-            _percent(row["deviation"]),
-            _show(row["rmse"], ".1f"),
-            _show(row["bias"], "+.1f"),
-            _percent(row["over"]),
-            _percent(row["soft_over"]),
-            _percent(row["truncated"]),
+            show(row["deviation"], ".1%"),
+            show(row["rmse"], ".1f"),
+            show(row["bias"], "+.1f"),
+            show(row["over"], ".1%"),
+            show(row["soft_over"], ".1%"),
+            show(row["truncated"], ".1%"),
         ]
         interval = f"{row['pass1_low']:.1%} to {row['pass1_high']:.1%}"
         cells = [str(row["budget"] or "–"), f"{row['mean_tokens']:.1f}", f"{row['pass1']:.1%}"]
@@ -191,7 +190,7 @@ def _behaviour(methods: Mapping[str, Rows]) -> str:
     ]
     for name, row in shown:
         values = [row["behaviour"][key] for key in rates] + [row["thinking"][key] for key in parts]
-        cells = [_show(value, ".2f") for value in values]
+        cells = [show(value, ".2f") for value in values]
         lines.append(f"| {METHODS[name]} | {row['budget']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -248,11 +247,3 @@ def _ablations(plan: Plan, main: Rows) -> str:
 def _commands(plan: Plan, stages: Sequence[Stage]) -> str:
     listed = "\n".join(stage.command for stage in stages)
     return f"## Commands\n\n`python -m trainer.results` ran, of seed 0:\n\n```\n{listed}\n```"
-
-
-def _percent(value: float | None) -> str:
-    return _show(value, ".1%")
-
-
-def _show(value: float | None, style: str) -> str:
-    return "–" if value is None else format(value, style)
