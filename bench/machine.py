@@ -18,6 +18,7 @@ STATED = {
     "A100": (280e12, 19e12, 2.04e12),
 }
 ROUNDS = 5
+LOOKS = 10
 LIMIT = 256 << 20  # bytes of the product in the GEMM that is measured, and of a copied tensor
 
 
@@ -71,8 +72,21 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
 
 def busy() -> float:
-    """Load of the last minute: runnable processes, this one included."""
-    return os.getloadavg()[0]
+    """Processes that want a core beside this one, on average over half a second; Linux only."""
+    loads = Path("/proc/loadavg")
+    if not loads.exists():
+        return 0.0
+    found = []
+    for _ in range(LOOKS):
+        time.sleep(0.5 / LOOKS)
+        found.append(int(loads.read_text().split()[3].split("/")[0]) - 1)
+    return sum(found) / LOOKS
+
+
+def warn_if_busy() -> None:
+    """Says so when other processes will be in the figures."""
+    if (others := busy()) > 0.5:
+        print(f"not idle: {others:.1f} other processes run, and these figures prove nothing")
 
 
 def _fastest(run, device: torch.device) -> float:
