@@ -36,7 +36,7 @@ _TASK = 1  # id of the backward pass under way: checkpointed layers are made aga
 
 @functools.cache
 def why_no_cuda() -> str | None:
-    """None where fake CUDA tensors work, made to with a C++ compiler if need be; else the reason."""
+    """None where fake CUDA tensors work (with the help of a C++ compiler if need be), or why not."""
     if torch.backends.cuda.is_built():
         return None
     compiler = shutil.which("c++")
@@ -91,10 +91,12 @@ def backward(loss: Tensor, on_leaf: Callable[[Tensor], None] = lambda leaf: None
             if node is root:
                 found = _first(root, device)
                 root = None
+            elif hasattr(node, "variable"):
+                _accumulate(node.variable, given)
+                on_leaf(node.variable)
+                found = ()
             else:
                 found = _call(node, given)
-            if hasattr(node, "variable"):
-                on_leaf(node.variable)
             for (after, place), gradient in zip(node.next_functions, found, strict=False):
                 if after is None:
                     continue
@@ -137,6 +139,16 @@ def _call(node: Any, gradients: list[Tensor | None]) -> tuple[Tensor | None, ...
     written_in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
     found = node.apply(*padded) if written_in_python else node(*padded)
     return found if isinstance(found, tuple) else (found,)
+
+
+def _accumulate(leaf: Tensor, given: list[Tensor | None]) -> None:
+    """As the engine's last node: it takes the gradient over, where it may, without a copy."""
+    if leaf.grad is None:
+        leaf.grad = given.pop()
+    else:
+        leaf.grad += given.pop()
+    for hook in (leaf._post_accumulate_grad_hooks or {}).values():
+        hook(leaf)
 
 
 def _fitted(gradient: Tensor, meta: Any) -> Tensor:
