@@ -22,6 +22,8 @@ from trainer.rollout import Request, RolloutEngine
 from trainer.rollout.engine import PREFILL_TOKENS, rounds
 from trainer.rollout.scheduler import Admission, Sample, Scheduler
 
+NOTHING = Work(0, 0, 0)
+
 
 @dataclass(frozen=True)
 class MicroBatchPlan:
@@ -39,7 +41,7 @@ class RolloutPlan:
 
     decode: list[tuple[int, int]] = field(default_factory=list)  # rows, tokens they attend to
     prefill: list[tuple[int, int]] = field(default_factory=list)  # tokens, pairs
-    work: Work = Work(0, 0, 0)  # what the mathematics asks for
+    work: Work = field(default_factory=lambda: NOTHING)  # what the mathematics asks for
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def simulate(asked: Asked, lengths: Sequence[int]) -> RolloutPlan:
                 runner.keep(scheduler.running)
     prompt, samples = prompt_tokens(asked), asked.config.rollout.samples
     works = [sequence_work(prompt, [n] * samples, shared=True) for n in lengths]
-    runner.found.work = sum(works, Work(0, 0, 0))
+    runner.found.work = sum(works, NOTHING)
     return runner.found
 
 
@@ -182,7 +184,9 @@ def cut(asked: Asked, lengths: Sequence[int]) -> list[list[MicroBatchPlan]]:
     per_update = len(lengths) // config.algorithm.updates
     updates = []
     for start in range(0, len(lengths), per_update):
-        groups = [g for g in range(start, start + per_update) for _ in range(config.rollout.samples)]
+        groups = [
+            g for g in range(start, start + per_update) for _ in range(config.rollout.samples)
+        ]
         responses = [lengths[g] for g in groups]
         prompts = [prompt] * len(groups)
         shared = shares_prompts(config.train.share_prompts, prompts, responses, groups)
@@ -207,5 +211,5 @@ def _micro_batch(
         by_group.setdefault(group, []).append(length)
     works = [sequence_work(prompt, lengths, shared=True) for lengths in by_group.values()]
     return MicroBatchPlan(
-        [prompt] * len(members), kept, of if shared else None, sum(works, Work(0, 0, 0))
+        [prompt] * len(members), kept, of if shared else None, sum(works, NOTHING)
     )

@@ -36,7 +36,7 @@ _TASK = 1  # id of the backward pass under way: checkpointed layers are made aga
 
 @functools.cache
 def why_no_cuda() -> str | None:
-    """None where fake CUDA tensors work (with the help of a C++ compiler if need be), or why not."""
+    """None where fake CUDA tensors work (which may take a C++ compiler), or why not."""
     if torch.backends.cuda.is_built():
         return None
     compiler = shutil.which("c++")

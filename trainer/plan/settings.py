@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-import trainer.run  # registers what conf/ needs to be resolved
+import trainer.run  # noqa: F401  registers what conf/ needs to be resolved
 from trainer.config import CONF, Config, ConfigError, compose_settings, parse_config
 from trainer.flops import Peak, copy_rate, peak_flops, stated_peak
 from trainer.memory import GIB, free_bytes

@@ -106,7 +106,9 @@ class Walker:
 
     def packed(self, batch: MicroBatchPlan) -> PackedBatch:
         """The micro-batch's tensors; its tokens do not matter."""
-        prompts, responses = ([[0] * n for n in sizes] for sizes in (batch.prompts, batch.responses))
+        prompts, responses = (
+            [[0] * n for n in sizes] for sizes in (batch.prompts, batch.responses)
+        )
         weights = torch.ones(len(prompts))
         samples = range(len(prompts))
         device = self.asked.hardware.device
@@ -130,7 +132,9 @@ class Walker:
             micro = MicroBatch(packed, None, None)
             if trainer.reference is not None:
                 micro.ref = torch.empty(len(packed.targets), device=packed.targets.device)
-            advantages = Advantages(*(torch.empty(len(batch.prompts)).to(packed.targets.device),) * 4)
+            advantages = Advantages(
+                *(torch.empty(len(batch.prompts)).to(packed.targets.device),) * 4
+            )
             meter.reset()
             loss, _ = step.policy_loss(trainer, micro, advantages)
             # The tensor would keep its graph: backward gets it, and nobody else.
@@ -203,9 +207,7 @@ class Walker:
 
 def divided(asked: Asked, parts: Counter[str]) -> Counter[str]:
     """What is left of them on one GPU."""
-    return Counter(
-        {k: v // asked.shards if k in SHARDED else v for k, v in parts.items() if v > 0}
-    )
+    return Counter({k: v // asked.shards if k in SHARDED else v for k, v in parts.items() if v > 0})
 
 
 def walk_step(asked: Asked, batch: MicroBatchPlan, prompts: int) -> Walk:
