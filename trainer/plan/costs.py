@@ -114,8 +114,7 @@ class Prices:
         moved = micro_batches * count * FLOAT32 + weights
         if self.asked.plan.parallel == "replicated":
             moved = 2 * count * FLOAT32
-        rate = hardware.link_gb_s * GIGA
-        seconds = share * moved / rate if rate else float("inf")
+        seconds = share * moved / (hardware.link_gb_s * GIGA)
         return Cost(0, share * moved, seconds, seconds)
 
 

@@ -58,10 +58,12 @@ class Plan:
     step_seconds: float
     step_floor: float
     waiting: float  # mean seconds that a GPU waits for the slowest one
+    evaluations: int
     evaluation_seconds: float  # of one
     hours: float  # of the whole run
     dollars: float | None
-    changes: list[str] | None  # that make it fit, planned again; None: none found; []: it fits
+    changes: list[str] | None  # that make it fit, tried; None: none found; []: it fits
+    changed: Plan | None  # the plan with them
 
 
 def largest(found: Sequence[Demand]) -> MicroBatchPlan:
@@ -91,16 +93,19 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     count = 2 + (config.train.steps // config.evaluate.every if config.evaluate.every else 0)
     hours = (config.train.steps * seconds + count * evaluation) / HOUR
     price = asked.plan.price_per_hour
+    changes = [] if memory.fits else find_changes(overrides, memory)
     return Plan(
         memory,
         costs,
         seconds,
         floor,
         waiting,
+        count,
         evaluation,
         hours,
         None if price is None else price * asked.hardware.gpus * hours,
-        [] if memory.fits else find_changes(overrides, memory),
+        changes,
+        make_plan([*overrides, *changes]) if changes else None,
     )
 
 
@@ -182,6 +187,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "memory": {phase: dict(parts) for phase, parts in memory.walk.memory.items()},
         "fits": memory.fits,
         "changes": plan.changes,
+        "changed": as_json(plan.changed) if plan.changed else None,
         "phases": {
             name: [cost._asdict() | {"seconds": cost.seconds} for cost in found]
             for name, found in plan.phases.items()
@@ -189,6 +195,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "step_seconds": plan.step_seconds,
         "step_floor": plan.step_floor,
         "waiting": plan.waiting,
+        "evaluations": plan.evaluations,
         "evaluation_seconds": plan.evaluation_seconds,
         "hours": plan.hours,
         "dollars": plan.dollars,

@@ -38,8 +38,8 @@ class HardwareSettings:
     """Share of the rate of products that attention reaches."""
     memory: Share
     """Share of the bandwidth that everything else reaches."""
-    link_gb_s: NonNeg
-    """GB/s in which a GPU exchanges gradients and weights with the others."""
+    link_gb_s: Pos
+    """GB/s in which a GPU exchanges gradients and weights with the others, if there are any."""
     host_us: NonNeg
     """Microseconds in which the host starts one op: a pass cannot be faster than its ops."""
 

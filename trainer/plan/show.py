@@ -67,28 +67,38 @@ def bound(plan: Plan, phase: str) -> str:
 def lines(plan: Plan) -> list[str]:
     """What the tables mean, and what to do."""
     memory, asked = plan.memory, plan.memory.asked
-    steps, total = asked.config.train.steps, memory.total(memory.worst)
+    total = memory.total(memory.worst)
     lengths = [n for d in memory.demands for u in d.updates for b in u for n in b.responses]
-    room = f"{total / GIB:.1f} of {asked.capacity / GIB:.1f} GiB that tensors can have"
     found = [
-        f"{memory.walk.parameters / 1e9:.2f} B parameters, {len(lengths)} responses of "
+        f"{memory.walk.parameters:,} parameters, {len(lengths)} responses of "
         f"{mean(lengths):,.0f} tokens on average, {memory.walk.pages} KV pages a GPU, "
         f"{memory.walk.recomputed} layers make their activations again",
-        f"memory: {'fits' if memory.fits else 'does NOT fit'}; {memory.worst} takes {room}",
+        f"memory: {'fits' if memory.fits else 'does NOT fit'}; {memory.worst} takes "
+        f"{total / GIB:.1f} of {asked.capacity / GIB:.1f} GiB that tensors can have",
+    ]
+    if plan.changed:
+        found.append(f"to make it fit (planned again with it): {' '.join(plan.changes)}")
+        found += [f"  then {line}" for line in price(plan.changed)]
+    elif plan.changes is None:
+        found.append("nothing found that makes it fit: a smaller model")
+    else:
+        found += price(plan)
+    return found
+
+
+def price(plan: Plan) -> list[str]:
+    """Time and, with a price, dollars."""
+    asked = plan.memory.asked
+    found = [
         f"time: {plan.step_seconds:.1f} s a step (floor {plan.step_floor:.1f} s), of which a GPU "
-        f"waits {plan.waiting:.1f} s for the slowest; {steps} steps and evaluations of "
-        f"{plan.evaluation_seconds:.0f} s take {plan.hours:.1f} h",
+        f"waits {plan.waiting:.1f} s for the slowest; {asked.config.train.steps} steps and "
+        f"evaluations of {plan.evaluation_seconds:.0f} s take {plan.hours:.1f} h"
     ]
     if plan.dollars is not None:
-        price = asked.plan.price_per_hour
         found.append(
-            f"price: {plan.hours * asked.hardware.gpus:.0f} GPU hours at {price:g} $ are "
-            f"{plan.dollars:,.0f} $"
+            f"price: {plan.hours * asked.hardware.gpus:.0f} GPU hours at "
+            f"{asked.plan.price_per_hour:g} $ are {plan.dollars:,.0f} $"
         )
-    if plan.changes:
-        found.append(f"to make it fit (planned again with it): {' '.join(plan.changes)}")
-    if plan.changes is None:
-        found.append("nothing found that makes it fit: a smaller model")
     return found
 
 

@@ -34,6 +34,7 @@ from trainer.types import Advantages, PackedBatch
 SHARDED = ("masters", "moments", "gradients")  # divided by the GPUs with parallel=fsdp
 PARTS = ("masters", "moments", "gradients", "working copy", "reference", "KV pages")
 PASS = ("activations", "workspace")
+PHASES = ("rollout", "log-probs", "update", "optimizer")
 
 
 class Unit(NamedTuple):
@@ -154,6 +155,15 @@ class Walker:
 
         return claim
 
+    def fill_gradients(self, small: MicroBatchPlan) -> None:
+        """Gradients of all masters, as a micro-batch before has left them."""
+        if self.asked.hardware.device == "cpu":  # where their memory stays from step to step
+            self.update(small)
+            return
+        with self.meter.labelled("gradients"):
+            for parameter in self.trainer.model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+
     def optimize(self) -> Unit:
         """The optimizer's step; its first one makes the moments."""
         self.meter.reset()
@@ -218,15 +228,15 @@ def walk_step(asked: Asked, batch: MicroBatchPlan, prompts: int) -> Walk:
     small = MicroBatchPlan(batch.prompts[:1], [1], None, batch.work)
     with fake_tensors(asked.hardware.device), Meter(asked.hardware.device) as meter:
         walker = Walker(asked, meter)
-        walker.update(small)
+        walker.fill_gradients(small)
         walker.optimize()  # from here on the moments are there
         pages = walker.trainer.engine.pool_for(requests(asked, None, prompts)).pages
         prefill, tokens, decode = walker.rollout(prompts, pages)
         logprob = walker.logprob(batch)
-        walker.update(batch)  # and from here on the gradients
+        walker.fill_gradients(small)
         update = walker.update(batch)
         optimizer = walker.optimize()
-        memory = {phase: divided(asked, parts) for phase, parts in walker.memory.items()}
+        memory = {phase: divided(asked, walker.memory[phase]) for phase in PHASES}
     heads = asked.model.num_key_value_heads * asked.model.head_dim
     page = 2 * asked.model.num_hidden_layers * heads * asked.config.rollout.page_size
     return Walk(
