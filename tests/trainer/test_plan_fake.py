@@ -1,4 +1,4 @@
-"""Passes over fake tensors: the graph is walked as the engine walks it, on a GPU that is not there."""
+"""Passes over fake tensors: the graph is walked as autograd's engine does, on a GPU if need be."""
 
 from __future__ import annotations
 

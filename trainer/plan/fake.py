@@ -136,9 +136,14 @@ def _consumers(root: Any) -> Counter[Any]:
 
 def _call(node: Any, gradients: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     padded = gradients + [None] * (len(node._input_metadata) - len(gradients))
-    written_in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
-    found = node.apply(*padded) if written_in_python else node(*padded)
-    return found if isinstance(found, tuple) else (found,)
+    if not isinstance(node, torch.autograd.function.BackwardCFunction):
+        found = node(*padded)
+        return found if isinstance(found, tuple) else (found,)
+    found = node.apply(*padded)
+    found = found if isinstance(found, tuple) else (found,)
+    # One for each argument (and None for more), where there is an edge for tensors only.
+    wanted = iter([x for x, needed in zip(found, node.needs_input_grad, strict=False) if needed])
+    return tuple(next(wanted) if after is not None else None for after, _ in node.next_functions)
 
 
 def _accumulate(leaf: Tensor, given: list[Tensor | None]) -> None:
