@@ -41,7 +41,8 @@ def test_the_paper_on_8_h100(paper):
         assert parts["masters"] == 4 * PARAMETERS // 8 and parts["working copy"] == 2 * PARAMETERS
         assert parts["moments"] == pytest.approx(8 * PARAMETERS // 8, abs=4096)
     assert walk.memory["update"]["gradients"] == 4 * PARAMETERS // 8
-    assert walk.memory["rollout"]["KV pages"] == (walk.pages + 1) * 28_672 * 256
+    cache = (walk.pages + 1) * 28_672 * 256  # a few rows' state comes on top
+    assert walk.memory["rollout"]["KV pages"] == pytest.approx(cache, rel=1e-5)
     asked = plan.memory.asked
     tokens = walk.batch.work.tokens
     kept = activation_bytes(asked.model, tokens, torch.bfloat16, walk.recomputed)

@@ -153,9 +153,9 @@ def _on_these(overrides: Sequence[str], memory: Memory) -> list[str] | None:
     passes = [("memory.activations", "full"), *(("train.micro_batch_tokens", n) for n in sizes)]
     while not memory.fits:
         walk = memory.walk
-        rest = memory.total("rollout") - walk.memory["rollout"]["KV pages"]
-        if memory.total("rollout") > memory.asked.capacity:
-            pages = int((memory.asked.capacity - rest) // walk.page_bytes) - 1  # one is scratch
+        over = memory.total("rollout") - memory.asked.capacity
+        if over > 0:
+            pages = walk.pages - math.ceil(over / walk.page_bytes)
             if pages * config.rollout.page_size < least:
                 return None
             changes["rollout.pages"] = str(pages)
