@@ -1,4 +1,4 @@
-"""The last lines of a run, whatever ended it: what happened, what is saved, and what continues it."""
+"""The last lines of a run, whatever ended it: what happened, what is saved, what continues it."""
 
 from __future__ import annotations
 

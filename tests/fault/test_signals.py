@@ -67,9 +67,7 @@ def test_t08_a_second_signal_ends_at_once(second, straight, tiny_base, tmp_path)
         tmp_path / "log", command(tiny_base, run, *QUIET), signal_at=("update", 2, signals)
     )
     assert ended.code == -second, ended.output
-    words = (
-        "ended at once\nbehind step 2 of 4; saved: nothing yet\ncontinue: python -m trainer.run "
-    )
+    words = "ended at once\nbehind step 2 of 4; saved: nothing yet\ncontinue: python -m trainer"
     assert words in ended.output
     assert checkpoints(run) == []
     run_here(tiny_base, run, *QUIET)
