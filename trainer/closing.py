@@ -14,7 +14,7 @@ from trainer.config import ConfigError
 from trainer.loop import Run
 
 # Their messages say all that their user can use; anything else is a fault of ours, with its trace.
-EXPECTED = (ConfigError, CheckpointError, FloatingPointError)
+EXPECTED = (ConfigError, CheckpointError, FloatingPointError, MemoryError)
 
 
 class Closing:

@@ -6,6 +6,7 @@ what turns dataclasses into its tensors, and the measures that say how much of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,8 @@ def advantages(
     """Rewards and advantages, float32 [N]. `n_y` int32 [N]: tokens generated, EOS included.
 
     Groups are keyed by the prompt's group id: a problem met again with another budget is another.
+    A score that is not finite says nothing about its group: it counts as 0 and the whole group has
+    advantage 0.
     """
     ids = {group: i for i, group in enumerate(dict.fromkeys(r.prompt.group for r in rollouts))}
     device = n_y.device
@@ -41,8 +44,9 @@ def advantages(
     def ints(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
+    scores = [r.score.value if math.isfinite(r.score.value) else 0.0 for r in rollouts]
     terms = kernels.lcpo_advantage(
-        torch.tensor([r.score.value for r in rollouts], dtype=torch.float32, device=device),
+        torch.tensor(scores, dtype=torch.float32, device=device),
         n_y,
         ints([r.prompt.budget for r in rollouts]),
         ints([MODES.index(r.prompt.mode) for r in rollouts]),
@@ -51,4 +55,8 @@ def advantages(
         reward=reward_spec(reward),
         estimator=algorithm.estimator,
     )
+    broken = {r.prompt.group for r in rollouts if not math.isfinite(r.score.value)}
+    for i, rollout in enumerate(rollouts):
+        if rollout.prompt.group in broken:
+            terms.advantage[i] = 0.0
     return Advantages(terms.correctness, terms.length, terms.reward, terms.advantage)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,11 +22,12 @@ from trainer.config import Config
 from trainer.data.stream import Cursor, PromptStream
 from trainer.flops import forward_flops, peak_flops
 from trainer.grading import grade
-from trainer.metrics import Clock, MicroBatch, Outcome
+from trainer.metrics import Clock, MicroBatch, Outcome, names_of, skipped_samples
 from trainer.model import Decoder, PackedAttention, take_rows
 from trainer.model.invariant import block_logprob, block_policy_loss
 from trainer.optim import Optimizer
 from trainer.packing import micro_batches, pack, sequence_weights, shares_prompts
+from trainer.recovery import learn_within_memory
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.seeds import derive_seed
 from trainer.selfcheck import self_check
@@ -64,18 +66,36 @@ def train_step(trainer: Trainer) -> StepStats:
             for number, batches in enumerate(pack_updates(trainer, rollouts))
         ]
     self_check(trainer, updates, logprobs)
-    outcomes = []
+    outcomes: list[Outcome] = []
+    skips: list[torch.Tensor] = []
+    planned = sum(map(len, updates))
     with clock("update"):
         for number, batches in enumerate(updates):
-            for micro in batches:
-                trainer.on_phase("update", len(outcomes), sum(map(len, updates)))
-                loss, stats = policy_loss(trainer, micro, advantages)
-                loss.backward()
-                outcomes.append(Outcome(number, loss.detach(), stats))
-            trainer.optimizer.step()
-    trainer.optimizer.check()
+            updates[number], found = learn_within_memory(
+                trainer, partial(learn, trainer, advantages, number), number, batches, rollouts
+            )
+            outcomes += found
+            skips.append(trainer.optimizer.step())
+    skipped = skipped_samples(updates, skips)
+    trainer.optimizer.check(names_of(rollouts, skipped))
     trainer.cursor, trainer.step = cursor, trainer.step + 1
-    return statistics(trainer, rollouts, lengths, advantages, updates, outcomes, clock, dropped)
+    stats = statistics(trainer, rollouts, lengths, advantages, updates, outcomes, clock, dropped)
+    stats.skipped = skipped
+    stats.seconds["memory/halved"] = len(outcomes) - planned
+    return stats
+
+
+def learn(
+    trainer: Trainer, advantages: Advantages, number: int, batches: list[MicroBatch]
+) -> list[Outcome]:
+    """The gradient of optimizer step `number`, summed over its micro-batches."""
+    outcomes = []
+    for micro in batches:
+        trainer.on_phase("update", len(outcomes), len(batches))
+        loss, stats = policy_loss(trainer, micro, advantages)
+        loss.backward()
+        outcomes.append(Outcome(number, loss.detach(), stats))
+    return outcomes
 
 
 def generate(trainer: Trainer, prompts: list[Prompt]) -> list[Rollout]:
