@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,7 @@ def _process(
     *,
     signal_at: tuple[str, int, tuple[int, ...]] | None = None,
     may_load: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """With `signal_at` = (phase, steps done, signals) it sends itself these signals there; beside
     the phases of Trainer.on_phase there are "start-up", "grading", "backward" and "saving".
@@ -195,6 +196,7 @@ def _process(
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    os.environ.update(environment or {})
     sys.argv = ["trainer/run.py", *arguments]
     loop.draw = mock.Mock()
     if not may_load:

@@ -128,7 +128,8 @@ def generate(trainer: Trainer, prompts: list[Prompt]) -> list[Rollout]:
 def count(trainer: Trainer, rollouts: list[Rollout]) -> kernels.Lengths:
     """Token counts of the completions from their ids, never from text."""
     device = trainer.model.head_weight.device
-    ids = torch.tensor([t for r in rollouts for t in r.completion.token_ids], device=device)
+    tokens = [t for r in rollouts for t in r.completion.token_ids]
+    ids = torch.tensor(tokens, dtype=torch.int64, device=device)  # also when there are none
     sizes = torch.tensor([0, *(len(r.completion.token_ids) for r in rollouts)])
     cu_seqlens = sizes.cumsum(0).to(torch.int32).to(device)
     return kernels.count_lengths(
