@@ -28,9 +28,10 @@ FAILED = 1  # pytest's exit code when tests failed; others mean that they did no
 SHOWN = 110  # characters of how a test failed
 HEAD = """# Reliability: each case, its test, and what happens without the protection
 
-Written by `python -m tests.fault.mutations`: for each row it takes the protection away in a copy of the
-repository, a replacement of one or two lines listed in [mutations.yaml](../tests/fault/mutations.yaml), and runs the
-test, which must have passed before and must fail now. The last column is how it failed.
+Written by `python -m tests.fault.mutations`: for each row it takes the protection away in a copy of
+the repository, a replacement in one file that
+[mutations.yaml](../tests/fault/mutations.yaml) lists, and runs the test, which must have passed
+before and must fail now. The last column is how it failed.
 
 | case | fault or bad input | protection that was taken away | test | how it failed without |
 |---|---|---|---|---|
