@@ -9,7 +9,15 @@ import ast
 
 import pytest
 
-from tests.fault.mutations import PAGE, ROOT, Mutation, load_mutations, row
+from tests.fault.mutations import (
+    PAGE,
+    ROOT,
+    Mutation,
+    load_mutations,
+    row,
+    rows_by_mutation,
+    start_of,
+)
 
 MUTATIONS = load_mutations()
 CASES = {f"T{number}" for number in [*range(1, 21), 26, 28]}
@@ -33,9 +41,8 @@ def test_every_case_has_a_protection():
 
 def test_the_page_is_of_this_list():
     """Written anew after a change of the list; how each test failed is not compared."""
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:3] != "|--"]
-    found = [line.split(" | ")[:4] for line in lines if line.startswith("| ")][1:]
-    assert found == [row(mutation, "").split(" | ")[:4] for mutation in MUTATIONS]
+    _, *found = rows_by_mutation(PAGE)
+    assert found == [start_of(row(mutation, "")) for mutation in MUTATIONS]
 
 
 def test_a_row_holds_no_path_and_breaks_no_table():

@@ -237,7 +237,7 @@ def test_only_the_public_codes_normaliser_depends_on_the_packing():
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-def test_weights_of_empty_responses_are_finite(normaliser):
+def test_t11_weights_of_empty_responses_are_finite(normaliser):
     assert weights(normaliser, [0, 0], ((0,), (1,))).isfinite().all()
     assert weights(normaliser, [], ()).shape == (0,)
 
