@@ -49,7 +49,7 @@ class Batched:
         rows = len(job["prompts"])
         settings.n_ctx = rows * (max(map(len, job["prompts"])) + max(job["lengths"]) + 32)
         settings.n_batch = settings.n_ubatch = BATCH
-        settings.n_seq_max, settings.kv_unified = rows, True
+        settings.n_seq_max, settings.kv_unified = rows, False
         settings.n_threads = settings.n_threads_batch = job["threads"]
         self.context = cpp.llama_init_from_model(self.model, settings)
         self.batch = cpp.llama_batch_init(BATCH, 0, 1)
