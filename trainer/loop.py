@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from trainer.checkpoint import (
     CheckpointError,
     find_checkpoint,
     load_optimizer_tensors,
-    optimizer_tensors,
     read_state,
     save_checkpoint,
     verify_checkpoint,
@@ -20,20 +21,23 @@ from trainer.config import Config, ConfigError
 from trainer.data.stream import Cursor
 from trainer.evaluate import evaluate
 from trainer.files import load_tensors, save_tensors, write_json_atomic
-from trainer.model import copy_tokenizer, load_model, save_model
+from trainer.model import Decoder, copy_tokenizer, load_model, save_model
 from trainer.plots import plot_evaluation, plot_training
 from trainer.preflight import CHECKPOINTS, config_dict, environment, find_model
 from trainer.progress import Progress
 from trainer.record import EVALUATIONS, METRICS, Recorder, read_rows
 from trainer.settings import changes, flatten
+from trainer.shards import fill, part_like, whole_state
 from trainer.signals import StopFlag, Stopped
 from trainer.step import Trainer, train_step
 from trainer.types import Problem
+from trainer.world import Muted
 
 # Settings that may differ between a checkpoint and the run that continues it.
 FREE_KEYS = (
     "train.steps",
     "train.self_check_every",
+    "train.parallel",  # nor the number of ranks: both change the order of sums only
     "evaluate.",
     "checkpoint.",
     "log.",
@@ -62,20 +66,20 @@ class Run:
 
 def run_loop(run: Run) -> bool:
     """Train to the last step, or until a stop is asked for; True when the run is complete."""
-    config, trainer = run.config, run.trainer
+    config, trainer, world = run.config, run.trainer, run.trainer.world
     resumed = resume(run)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(run.folder / "config.json", config_dict(config))
-    write_json_atomic(run.folder / "environment.json", environment())
-    recorder = Recorder(run.folder, config.log, trainer.step if resumed else -1)
-    with Progress(config.train.steps, trainer.step, config.name) as progress:
+    recorder = open_folder(run, resumed) if world.leads else Muted()
+    with (
+        Progress(config.train.steps, trainer.step, config.name) if world.leads else Muted()
+    ) as progress:
         if resumed:
             progress.message(f"continuing {run.folder} behind step {trainer.step}")
         trainer.on_phase = phase_hook(run.stop, progress)
         try:
             evaluate_if_due(run, recorder, progress)
             while trainer.step < config.train.steps:
-                run.stop.poll()
+                with world.together():
+                    run.stop.poll()
                 stats = train_step(trainer)
                 recorder.train(stats)
                 progress.step(stats)
@@ -83,14 +87,25 @@ def run_loop(run: Run) -> bool:
                 save_if_due(run, recorder, progress)
         except Stopped:
             # A stop right behind a periodic save finds nothing new to save.
-            if trainer.step and not (run.checkpoints / f"step-{trainer.step:08d}").is_dir():
+            saved = (run.checkpoints / f"step-{trainer.step:08d}").is_dir()
+            if trainer.step and not world.tell(saved):
                 save(run, recorder, progress)
             progress.message(f"stopped behind step {trainer.step}; the same command continues")
             return False
         finally:
             recorder.close()
-    draw(run.folder)
+    if world.leads:
+        draw(run.folder)
     return True
+
+
+def open_folder(run: Run, resumed: bool) -> Recorder:
+    """The run's folder with its configuration, its logs cut back to where the run goes on."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(run.folder / "config.json", config_dict(run.config))
+    ranks = {"processes": run.trainer.world.size}
+    write_json_atomic(run.folder / "environment.json", environment() | ranks)
+    return Recorder(run.folder, run.config.log, run.trainer.step if resumed else -1)
 
 
 def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
@@ -105,7 +120,7 @@ def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
         phase = "during"
     else:
         return
-    if recorder.evaluated(step, phase):
+    if trainer.world.tell(recorder.evaluated(step, phase)):
         return
     result = evaluate(
         config.evaluate,
@@ -116,6 +131,7 @@ def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
         mode="exact" if config.budget.mode == "dual" else config.budget.mode,
         require_think=config.data.require_think,
         seed=config.seed,
+        world=trainer.world,
         on_progress=lambda done, total: trainer.on_phase("evaluate", done, total),
     )
     row = {"step": step, "phase": phase, **result}
@@ -144,11 +160,15 @@ def phase_hook(stop: StopFlag, progress: Progress) -> Callable[[str, int, int], 
 def save(run: Run, recorder: Recorder, progress: Progress) -> None:
     """One checkpoint. A failed one is reported and counted; too many in a row end the run."""
     recorder.sync()
+    trainer = run.trainer
+    state = whole_state(trainer.model, trainer.optimizer, trainer.world)
+    if not trainer.world.leads:
+        return
     try:
         save_checkpoint(
             run.checkpoints,
-            run.trainer.step,
-            lambda folder: write_state(run, folder),
+            trainer.step,
+            lambda folder: write_state(run, folder, *state),
             keep=run.config.checkpoint.keep,
         )
         run.failed_saves = 0
@@ -159,12 +179,16 @@ def save(run: Run, recorder: Recorder, progress: Progress) -> None:
             raise
 
 
-def write_state(run: Run, folder: Path) -> None:
-    """Model in HF layout, tokenizer, optimizer and counters. No RNG state: seeds are derived."""
+def write_state(
+    run: Run, folder: Path, model: Decoder, tensors: dict[str, Tensor], steps: dict[str, int]
+) -> None:
+    """Model in HF layout, tokenizer, optimizer and counters. No RNG state: seeds are derived.
+
+    Nothing in it depends on how many ranks there are.
+    """
     trainer, optimizer = run.trainer, run.trainer.optimizer
-    save_model(trainer.model, folder)
+    save_model(model, folder)
     copy_tokenizer(find_model(run.config.model.path), folder)
-    tensors, steps = optimizer_tensors(optimizer.adamw, dict(trainer.model.named_parameters()))
     save_tensors(folder / "optim.safetensors", tensors)
     state = {
         "step": trainer.step,
@@ -181,15 +205,12 @@ def write_state(run: Run, folder: Path) -> None:
 
 
 def resume(run: Run) -> bool:
-    """Continue from what `resume` names, if it is there; True when a checkpoint was loaded."""
-    asked = run.config.resume
-    if asked not in ("auto", "never"):
-        checkpoint: Path | None = Path(asked)
-        verify_checkpoint(checkpoint)
-    else:
-        checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() else None
-        if asked == "never" and checkpoint is not None:
-            raise ConfigError(f"resume: never, but {checkpoint} exists; choose another dir=")
+    """Continue from what `resume` names, if it is there; True when a checkpoint was loaded.
+
+    Rank 0 chooses and verifies, all load: the run's folder must be there for each of them.
+    """
+    world = run.trainer.world
+    checkpoint = world.tell(choose_checkpoint(run) if world.leads else None)
     if checkpoint is None:
         return False
     state = read_state(checkpoint)
@@ -198,17 +219,30 @@ def resume(run: Run) -> bool:
     return True
 
 
+def choose_checkpoint(run: Run) -> Path | None:
+    """What `resume` names or finds, verified."""
+    asked = run.config.resume
+    if asked not in ("auto", "never"):
+        checkpoint: Path | None = Path(asked)
+        verify_checkpoint(checkpoint)
+    else:
+        checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() else None
+        if asked == "never" and checkpoint is not None:
+            raise ConfigError(f"resume: never, but {checkpoint} exists; choose another dir=")
+    return checkpoint
+
+
 def load_state(trainer: Trainer, checkpoint: Path, state: dict[str, Any]) -> None:
     """Weights, moments, schedule and cursor of a verified checkpoint, into a fresh trainer."""
     loaded = load_model(checkpoint, dtype=trainer.model.head_weight.dtype)
-    trainer.model.load_state_dict(loaded.state_dict())
+    fill(trainer.model, loaded.state_dict())
     optimizer, kept = trainer.optimizer, state["optimizer"]
-    load_optimizer_tensors(
-        optimizer.adamw,
-        dict(trainer.model.named_parameters()),
-        load_tensors(checkpoint / "optim.safetensors"),
-        kept["steps"],
-    )
+    parameters = dict(trainer.model.named_parameters())
+    moments = load_tensors(checkpoint / "optim.safetensors")
+    for key, tensor in moments.items():
+        owner = parameters.get(key.rpartition(".")[0])
+        moments[key] = tensor if owner is None else part_like(tensor, owner)
+    load_optimizer_tensors(optimizer.adamw, parameters, moments, kept["steps"])
     counts = {name: kept[name] for name in ("updates", "skipped", "skips_in_row")}
     optimizer.restore(**counts)
     trainer.step, trainer.cursor = state["step"], Cursor(**state["cursor"])

@@ -22,16 +22,19 @@ from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
 from trainer.embedded.task import make_problem
 from trainer.memory import free_bytes, recomputed_layers
-from trainer.model import has_bfloat16, load_model, working_copy
+from trainer.model import empty_copy, has_bfloat16, load_model, working_copy
 from trainer.model.invariant import make_batch_invariant
 from trainer.optim import Optimizer
 from trainer.rollout import RolloutEngine
+from trainer.shards import divide, is_divided
 from trainer.step import Trainer
 from trainer.types import Problem
+from trainer.world import World
 
 EMBEDDED = "embedded"
 CHECKPOINTS = "checkpoints"
 INVARIANT_OPS = ("varlen_attention", "paged_decode_attention")
+ALONE = World()
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 
 
@@ -138,7 +141,9 @@ def check_batch_invariant(config: Config) -> None:
         )
 
 
-def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
+def build_trainer(
+    config: Config, world: World = ALONE
+) -> tuple[Trainer, tuple[Problem, ...]]:
     """Load and check everything a run needs; also the held-out problems of its evaluations."""
     folder = find_model(config.model.path)
     tokenizer, think_end = load_tokenizer(folder)
@@ -148,7 +153,13 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
     device = config.model.device
     model = load_model(folder, dtype=torch.float32, device=device)
     dtype = getattr(torch, config.model.dtype)
-    working = working_copy(model, dtype)
+    count = sum(p.numel() for p in model.parameters())
+    if world.size > 1 and config.train.parallel == "fsdp":
+        working = empty_copy(model, dtype).requires_grad_(False)
+        divide(model, dtype, world)
+        count //= world.size
+    else:
+        working = working_copy(model, dtype)
     reference = None
     if config.algorithm.kl_coef > 0:
         reference = load_model(folder, dtype=dtype, device=device).requires_grad_(False)
@@ -156,15 +167,15 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         raise ConfigError(f"rollout.cuda_graphs: there are none on {device}")
     if config.rollout.batch_invariant:
         check_batch_invariant(config)
-        make_batch_invariant(model)
-        if reference is not None:
-            make_batch_invariant(reference)
-    working.model.recomputed = recomputed_layers(
+        for decoder in {model, working, reference} - {None}:
+            make_batch_invariant(decoder)
+    learner = model if is_divided(model) else working
+    learner.model.recomputed = recomputed_layers(
         config.memory,
         model.config,
         tokens=config.train.micro_batch_tokens,
         dtype=dtype,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count,
         free=free_bytes(torch.device(device)),
     )
     stream = PromptStream(
@@ -180,9 +191,18 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         batch_invariant=config.rollout.batch_invariant,
         cuda_graphs=config.rollout.cuda_graphs,
     )
-    optimizer = Optimizer(model, config.optim, working)
+    optimizer = Optimizer(model, config.optim, working, world)
     parts = Trainer(
-        config, model, working, reference, tokenizer, think_end, stream, engine, optimizer
+        config,
+        model,
+        working,
+        reference,
+        tokenizer,
+        think_end,
+        stream,
+        engine,
+        optimizer,
+        world=world,
     )
     fitting = [p for p in heldout if fits(p, tokenizer, config)]
     if not fitting:

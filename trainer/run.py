@@ -24,6 +24,7 @@ from trainer.loop import Run, run_loop
 from trainer.preflight import build_trainer, check_packages, resolve_device
 from trainer.scale import resolve_scale
 from trainer.signals import StopFlag
+from trainer.world import Joined, RankError, World
 
 # In conf/: `${per_scale:EMBEDDED,PAPER}` is the value for the scale of the run.
 OmegaConf.register_new_resolver(
@@ -39,7 +40,8 @@ def main() -> None:
         scale, why = resolve_scale(asked[-1] if asked else "auto")
     except ConfigError as error:
         sys.exit(fail(error))
-    print(f"scale: {scale} ({why}); choose with scale=embedded or scale=paper", flush=True)
+    if leads():
+        print(f"scale: {scale} ({why}); choose with scale=embedded or scale=paper", flush=True)
     rest = [a for a in sys.argv[1:] if not a.startswith("scale=")]
     sys.argv = [sys.argv[0], f"scale={scale}", *rest]
     composed()
@@ -48,16 +50,20 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def composed(raw: DictConfig) -> None:
     """What hydra composed, as an exit code."""
+    started = False
     try:
-        run = prepare(parse_config(OmegaConf.to_container(raw, resolve=True)))
-    except (ValueError, CheckpointError) as error:  # ConfigError is a ValueError
-        sys.exit(fail(error))
-    try:
-        complete = run_loop(run)
-    except (ConfigError, CheckpointError, FloatingPointError) as error:
-        fail(error)
-        sys.exit(1)
-    if complete:
+        check_packages()
+        config = resolve_device(parse_config(OmegaConf.to_container(raw, resolve=True)))
+        with Joined(config.model.device) as world:
+            run = prepare(config, world)
+            started = True
+            complete = run_loop(run)
+    except (ValueError, CheckpointError, FloatingPointError, RankError) as error:
+        if started and isinstance(error, ValueError) and not isinstance(error, ConfigError):
+            raise  # ours to mend, not the user's
+        code = fail(error)
+        sys.exit(1 if started else code)
+    if complete and leads():
         print(f"done: {run.folder}/evaluation.png; samples: python -m trainer.samples {run.folder}")
 
 
@@ -71,23 +77,28 @@ def compose_config(arguments: Sequence[str]) -> Config:
     return parse_config(OmegaConf.to_container(raw, resolve=True))
 
 
-def prepare(config: Config) -> Run:
+def leads() -> bool:
+    """Whether this process is the one of torchrun's that prints; alone it is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def prepare(config: Config, world: World) -> Run:
     """The pre-flight: everything loaded and checked, nothing computed."""
-    check_packages()
-    config = resolve_device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     stop = StopFlag()
     stop.install()
-    trainer, heldout = build_trainer(config)
+    trainer, heldout = build_trainer(config, world)
     run = Run(config, trainer, heldout, Path(config.dir), stop)
-    print(f"run folder: {run.folder}", flush=True)
+    if world.leads:
+        print(f"run folder: {run.folder}", flush=True)
     return run
 
 
 def fail(error: Exception) -> int:
     """Say what is wrong, without a traceback: these errors are the user's to mend."""
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    rank = "" if leads() else f"rank {os.environ['RANK']}: "
+    print(f"{rank}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return 2
 
 
