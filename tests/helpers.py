@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,13 +153,13 @@ class Finished:
 
 # A server imports everything once (AdamW wants torch._dynamo) and forks each process from that: a
 # fresh one within milliseconds.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
 
 
 def start_process(log: Path, arguments: list[str], **changes: Any) -> multiprocessing.Process:
     """`python -m trainer.run` with `arguments`, all output to `log`; see _process for `changes`."""
-    process = _PROCESSES.Process(target=_process, args=(log, arguments), kwargs=changes)
+    process = PROCESSES.Process(target=_process, args=(log, arguments), kwargs=changes)
     process.start()
     return process
 
@@ -179,13 +179,17 @@ def _process(
     arguments: list[str],
     *,
     signal_at: tuple[str, int, tuple[int, ...]] | None = None,
+    fail_at: tuple[str, int] | None = None,
     may_load: bool = True,
+    rank: tuple[int, int, int] | None = None,
 ) -> None:
     """With `signal_at` = (phase, steps done, signals) it sends itself these signals there.
 
-    Without `may_load` it exits with 99 when it comes to load a model. What is replaced below is
-    gone with the process.
+    With `fail_at` = (phase, steps done) it fails there. Without `may_load` it exits with 99 when it comes to load a model. `rank`: see tests/ranks.py.
+    What is replaced below is gone with the process.
     """
+    if rank is not None:
+        set_rank(*rank)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -194,27 +198,41 @@ def _process(
     if not may_load:
         preflight.load_model = lambda *_, **__: os._exit(99)
     if signal_at is not None:
-        run.run_loop = _run_loop_with_signals(*signal_at)
+        phase, steps_done, signals = signal_at
+        left = list(signals)
+        run.run_loop = _run_loop_with(
+            phase, steps_done, lambda: [os.kill(os.getpid(), left.pop(0)) for _ in signals if left]
+        )
+    if fail_at is not None:
+        run.run_loop = _run_loop_with(*fail_at, _fail)
     run.main()
 
 
-def _run_loop_with_signals(phase: str, steps_done: int, signals: tuple[int, ...]) -> Any:
-    left = list(signals)
+def set_rank(rank: int, size: int, port: int) -> None:
+    """What torchrun tells each process of a run, by its environment."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def _fail() -> None:
+    raise FloatingPointError("on purpose")
+
+
+def _run_loop_with(phase: str, steps_done: int, happens: Callable[[], Any]) -> Any:
     phase_hook = loop.phase_hook
 
-    def with_signals(job: Run) -> bool:
-        def signalling_hook(*parts: Any) -> Any:
+    def with_event(job: Run) -> bool:
+        def hook(*parts: Any) -> Any:
             inner = phase_hook(*parts)
 
             def on_phase(name: str, done: int, total: int) -> None:
                 if (name, job.trainer.step) == (phase, steps_done):
-                    while left:
-                        os.kill(os.getpid(), left.pop(0))
+                    happens()
                 inner(name, done, total)
 
             return on_phase
 
-        loop.phase_hook = signalling_hook
+        loop.phase_hook = hook
         return run_loop(job)
 
-    return with_signals
+    return with_event

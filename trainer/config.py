@@ -144,8 +144,8 @@ class OptimSettings:
 class TrainSettings:
     steps: PosInt
     parallel: Literal["replicated", "fsdp"]
-    """Of several processes (docs/distributed.md): each holds all masters, moments and gradients, or a
-    part of them. One process holds all either way."""
+    """Whether each of several processes (docs/distributed.md) holds all masters, moments and
+    gradients, or a part of them."""
     micro_batch_tokens: PosInt
     """Packed tokens a forward and backward pass."""
     share_prompts: Literal["auto", True, False]

@@ -6,7 +6,7 @@ import torch
 
 from trainer.config import OptimSettings
 from trainer.shards import is_divided, whole
-from trainer.world import World
+from trainer.world import ALONE, World
 
 
 class Optimizer:
@@ -25,9 +25,9 @@ class Optimizer:
         model: torch.nn.Module,
         settings: OptimSettings,
         working: torch.nn.Module | None = None,
-        world: World | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.settings, self.world = settings, world or World()
+        self.settings, self.world = settings, world
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]

@@ -29,12 +29,11 @@ from trainer.rollout import RolloutEngine
 from trainer.shards import divide, is_divided
 from trainer.step import Trainer
 from trainer.types import Problem
-from trainer.world import World
+from trainer.world import ALONE, World
 
 EMBEDDED = "embedded"
 CHECKPOINTS = "checkpoints"
 INVARIANT_OPS = ("varlen_attention", "paged_decode_attention")
-ALONE = World()
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 
 
@@ -141,9 +140,7 @@ def check_batch_invariant(config: Config) -> None:
         )
 
 
-def build_trainer(
-    config: Config, world: World = ALONE
-) -> tuple[Trainer, tuple[Problem, ...]]:
+def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[Problem, ...]]:
     """Load and check everything a run needs; also the held-out problems of its evaluations."""
     folder = find_model(config.model.path)
     tokenizer, think_end = load_tokenizer(folder)

@@ -39,7 +39,7 @@ from trainer.selfcheck import self_check
 from trainer.shards import is_divided
 from trainer.stepstats import statistics
 from trainer.types import Advantages, PackedBatch, Prompt, Rollout, StepStats
-from trainer.world import World
+from trainer.world import ALONE, World
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Trainer:
     cursor: Cursor = field(default_factory=Cursor)
     step: int = 0  # steps done
     on_phase: Callable[[str, int, int], None] = lambda phase, done, total: None
-    world: World = World()
+    world: World = ALONE
 
     @property
     def learner(self) -> Decoder:

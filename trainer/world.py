@@ -79,6 +79,9 @@ class World:
             raise Stopped
 
 
+ALONE = World()
+
+
 class Muted:
     """Stands where only rank 0 has something to write or show: takes any call, does nothing."""
 

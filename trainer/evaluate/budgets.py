@@ -17,9 +17,7 @@ from trainer.packing import deal
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.seeds import derive_seed
 from trainer.types import Completion, Problem
-from trainer.world import World
-
-ALONE = World()
+from trainer.world import ALONE, World
 
 
 def evaluate(
