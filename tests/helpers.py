@@ -185,8 +185,9 @@ def _process(
 ) -> None:
     """With `signal_at` = (phase, steps done, signals) it sends itself these signals there.
 
-    With `fail_at` = (phase, steps done) it fails there. Without `may_load` it exits with 99 when it comes to load a model. `rank`: see tests/ranks.py.
-    What is replaced below is gone with the process.
+    With `fail_at` = (phase, steps done) it fails there. Without `may_load` it exits with 99 when it
+    comes to load a model. `rank`: see tests/ranks.py. What is replaced below is gone with the
+    process.
     """
     if rank is not None:
         set_rank(*rank)
