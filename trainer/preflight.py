@@ -22,7 +22,7 @@ from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
 from trainer.embedded.task import make_problem
 from trainer.memory import free_bytes, recomputed_layers
-from trainer.model import empty_copy, has_bfloat16, load_model, working_copy
+from trainer.model import Decoder, empty_copy, has_bfloat16, load_model, working_copy
 from trainer.model.invariant import make_batch_invariant
 from trainer.optim import Optimizer
 from trainer.rollout import RolloutEngine
@@ -148,15 +148,8 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
     heldout_rows = dataclasses.replace(config.data, embedded_rows=config.evaluate.problems)
     heldout = load_data(heldout_rows, config.data.heldout, "heldout", config.seed)
     device = config.model.device
-    model = load_model(folder, dtype=torch.float32, device=device)
     dtype = getattr(torch, config.model.dtype)
-    count = sum(p.numel() for p in model.parameters())
-    if world.size > 1 and config.train.parallel == "fsdp":
-        working = empty_copy(model, dtype).requires_grad_(False)
-        divide(model, dtype, world)
-        count //= world.size
-    else:
-        working = working_copy(model, dtype)
+    model, working = load_policy(folder, config, world)
     reference = None
     if config.algorithm.kl_coef > 0:
         reference = load_model(folder, dtype=dtype, device=device).requires_grad_(False)
@@ -166,13 +159,13 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
         check_batch_invariant(config)
         for decoder in {model, working, reference} - {None}:
             make_batch_invariant(decoder)
-    learner = model if is_divided(model) else working
+    learner, parts = (model, world.size) if is_divided(model) else (working, 1)
     learner.model.recomputed = recomputed_layers(
         config.memory,
         model.config,
         tokens=config.train.micro_batch_tokens,
         dtype=dtype,
-        parameters=count,
+        parameters=sum(p.numel() for p in model.parameters()) // parts,
         free=free_bytes(torch.device(device)),
     )
     stream = PromptStream(
@@ -189,7 +182,7 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
         cuda_graphs=config.rollout.cuda_graphs,
     )
     optimizer = Optimizer(model, config.optim, working, world)
-    parts = Trainer(
+    trainer = Trainer(
         config,
         model,
         working,
@@ -207,7 +200,18 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
             f"data.max_prompt_tokens: none of {len(heldout)} held-out problems fits "
             f"{config.data.max_prompt_tokens} tokens"
         )
-    return parts, tuple(fitting[: config.evaluate.problems])
+    return trainer, tuple(fitting[: config.evaluate.problems])
+
+
+def load_policy(folder: Path, config: Config, world: World) -> tuple[Decoder, Decoder]:
+    """(float32 masters, what computes), see Trainer; the second is filled by the optimizer."""
+    dtype = getattr(torch, config.model.dtype)
+    model = load_model(folder, dtype=torch.float32, device=config.model.device)
+    if world.size == 1 or config.train.parallel == "replicated":
+        return model, working_copy(model, dtype)
+    working = empty_copy(model, dtype).requires_grad_(False)
+    divide(model, dtype, world)
+    return model, working
 
 
 def fits(problem: Problem, tokenizer: PreTrainedTokenizerBase, config: Config) -> bool:
