@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers import one_thread
+import kernels
+from tests.helpers import one_thread, tiny_trainer
 from tests.ranks import call_ranks, take_steps, taken
+from trainer import step
 from trainer.exchange import Drawn, rank_metrics, rank_timing
-from trainer.packing import deal, micro_batches
+from trainer.packing import deal, micro_batches, nothing_to_train
 from trainer.rollout import RolloutStats
 from trainer.signals import Stopped
+from trainer.types import Advantages
 from trainer.world import ALONE, Muted, World
 
 ENTROPY = ("algorithm.entropy_coef=0.01",)
@@ -71,6 +75,21 @@ def test_a_rank_without_a_micro_batch_takes_part(folder):
     assert found["packing/micro_batches"] == 2 and found["ranks/update_imbalance"] > 0.9
     assert found["ranks/rollout_imbalance"] == 1.0  # one of two has drawn all
     assert taken(folder, "fsdp-one", 1)[0]["metrics"][0]["packing/micro_batches"] == 1
+
+
+@pytest.mark.parametrize("backend", ["torch", "the automatic one"])
+def test_nothing_to_train_has_zero_gradients(backend, tiny_base):
+    """No sequence and no row reaches the loss; every op must bear that, compiled ones too."""
+    trainer = tiny_trainer(tiny_base)
+    advantages = Advantages(*(torch.ones(3),) * 4)
+    with kernels.override("torch") if backend == "torch" else contextlib.nullcontext():
+        for first in (True, False):
+            micro = step.with_old_logprobs(trainer, nothing_to_train("cpu"), [], first)
+            loss, stats = step.policy_loss(trainer, micro, advantages)
+            loss.backward()
+            assert (float(loss), float(stats.tokens), len(micro.old)) == (0.0, 0.0, 0)
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
 
 
 def test_ranks_have_as_many_micro_batches():
