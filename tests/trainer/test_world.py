@@ -87,7 +87,7 @@ def test_nothing_to_train_has_zero_gradients(backend, tiny_base):
             micro = step.with_old_logprobs(trainer, nothing_to_train("cpu"), [], first)
             loss, stats = step.policy_loss(trainer, micro, advantages)
             loss.backward()
-            assert (float(loss), float(stats.tokens), len(micro.old)) == (0.0, 0.0, 0)
+            assert (loss.item(), float(stats.tokens), len(micro.old)) == (0.0, 0.0, 0)
     for name, parameter in trainer.model.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
 
