@@ -15,6 +15,7 @@ import torch
 
 from trainer.metrics import MicroBatch, Outcome
 from trainer.packing import pack
+from trainer.shards import is_divided
 from trainer.types import Rollout
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def learn_within_memory(
     try:
         return batches, learn(batches)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        # Passes of divided masters meet those of the other ranks: none can make more alone.
+        if not is_out_of_memory(error) or is_divided(trainer.model):
             raise
     # Out here the error is gone, and with it the tensors that its trace holds.
     for module in (trainer.model, trainer.working):
@@ -72,10 +74,10 @@ def largest(batches: Sequence[MicroBatch]) -> int:
 
 
 def halve(micro: MicroBatch, rollouts: Sequence[Rollout], *, keep_old: bool) -> list[MicroBatch]:
-    """The micro-batch in two with about as many response tokens; itself when it is one sequence."""
+    """The micro-batch in two with about as many response tokens; itself if that cannot be."""
     batch = micro.batch
     members = batch.samples.tolist()
-    if len(members) == 1:
+    if len(members) <= 1:
         return [micro]
     sizes = torch.tensor([len(rollouts[i].completion.token_ids) for i in members])
     before = int((2 * sizes.cumsum(0) <= sizes.sum()).sum())
