@@ -6,6 +6,13 @@ at the call. Each op's contract is the docstring of its function in `kernels.ops
 
 from kernels.dispatch import active_backends, override
 from kernels.ops.count_lengths import Lengths, count_lengths
+from kernels.ops.decode_step import (
+    DecodeStep,
+    DecodeWeights,
+    LayerWeights,
+    Linear,
+    can_decode,
+)
 from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
 from kernels.ops.linear_logprob import linear_logprob
 from kernels.ops.linear_policy_loss import linear_policy_loss
@@ -19,12 +26,17 @@ from kernels.ops.swiglu import swiglu
 from kernels.ops.varlen_attention import varlen_attention
 
 __all__ = [
+    "DecodeStep",
+    "DecodeWeights",
+    "LayerWeights",
     "Lengths",
+    "Linear",
     "PolicyStats",
     "RewardSpec",
     "RewardTerms",
     "Sampled",
     "active_backends",
+    "can_decode",
     "count_lengths",
     "lcpo_advantage",
     "linear_logprob",

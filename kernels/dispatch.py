@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kernels import cpp_impl, cuda_impl
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
+from kernels.cpp_impl import decode_step as cpp_decode_step
 from kernels.cpp_impl import lcpo_advantage as cpp_lcpo_advantage
 from kernels.cpp_impl import logprob_from_logits as cpp_logprob_from_logits
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
@@ -207,6 +208,18 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Callable:
     if len(backends) == 1:  # nothing to choose, and nothing that torch.compile could not trace
         return backends["torch"]
     return backends[_automatic(op, device.type, dtype)]
+
+
+# What a decode step consists of.
+_STEP = ("rms_norm", "rope", "paged_decode_attention", "swiglu", "sample_tokens")
+
+
+def decode_step(device: torch.device, dtype: torch.dtype) -> Callable | None:
+    """The whole step in C++, where each of its parts would run there; else None: run the parts."""
+    if device.type != "cpu" or dtype not in CPP_FLOATS or cpp_impl.library() is None:
+        return None
+    parts = {select(op, device, dtype) is IMPLEMENTATIONS[op]["cpp"] for op in _STEP}
+    return cpp_decode_step.DecodeStep if parts == {True} and cpp_decode_step.supported(dtype) else None
 
 
 @contextlib.contextmanager

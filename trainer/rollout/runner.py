@@ -10,7 +10,7 @@ from torch import Tensor
 import kernels
 from trainer.model import DecodeAttention, Decoder, PackedAttention, PagedCache
 from trainer.model.invariant import block_linear, block_logprob
-from trainer.rollout import graphs
+from trainer.rollout import fused, graphs
 from trainer.rollout.requests import Sampling
 from trainer.rollout.scheduler import Admission, Sample
 
@@ -47,6 +47,8 @@ class Runner:
         self.block_table = torch.zeros(rows, pages_per_row, dtype=torch.int32, device=self.device)
         self.cuda_graphs = cuda_graphs
         self._graphs: dict[int, graphs.Step] = {}
+        self.fused = not batch_invariant and fused.can_fuse(model)
+        self._fused: kernels.DecodeStep | None = None
 
     def start(self, admission: Admission, rows: int) -> tuple[Tensor, Tensor]:
         """Prefills and fills the rows from `rows` on; the new rows' first tokens, see `draw`."""
@@ -72,6 +74,8 @@ class Runner:
 
     def decode(self, rows: int) -> tuple[Tensor, Tensor]:
         """One token more for rows 0..rows-1: (tokens int64, logprobs float32), [rows] each."""
+        if self.fused:
+            return self._fused_step(rows)
         if not self.cuda_graphs:
             return self._step(rows)
         size = graphs.padded_rows(rows, self.rows.shape[1])
@@ -82,6 +86,32 @@ class Runner:
             self._graphs[size] = graphs.capture(lambda: self._step(size), self.rows)
         tokens, logprobs = self._graphs[size]()
         return tokens[:rows].clone(), logprobs[:rows].clone()  # the next replay writes there again
+
+    def _fused_step(self, rows: int) -> tuple[Tensor, Tensor]:
+        """As _step, in one call on packed weights."""
+        if self._fused is None:  # at the first step: many calls only prefill
+            self._fused = kernels.DecodeStep(fused.weights(self.model), self.rows.shape[1])
+        state, options = self.rows[:, :rows], self.sampling
+        length = state[_LENGTH]
+        cos, sin = self.model.model.rotary(length)
+        tokens, logprobs = self._fused(
+            state[_TOKEN],
+            length,
+            cos,
+            sin,
+            self.cache.k,
+            self.cache.v,
+            self.block_table[:rows],
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seeds=state[_SEED],
+            positions=length + 1 - state[_PROMPT],
+            vocab_size=self.vocab_size,
+        )
+        length += 1  # in place, as in _step
+        state[_TOKEN] = tokens.clamp(min=0)
+        return tokens, logprobs
 
     def _step(self, rows: int) -> tuple[Tensor, Tensor]:
         state = self.rows[:, :rows]
