@@ -6,17 +6,17 @@ at the call. Each op's contract is the docstring of its function in `kernels.ops
 
 from kernels.dispatch import active_backends, override
 from kernels.ops.count_lengths import Lengths, count_lengths
-from kernels.ops.decode_step import (
-    DecodeStep,
-    DecodeWeights,
-    LayerWeights,
-    Linear,
-    can_decode,
-)
 from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
 from kernels.ops.linear_logprob import linear_logprob
 from kernels.ops.linear_policy_loss import linear_policy_loss
 from kernels.ops.logprob_from_logits import logprob_from_logits
+from kernels.ops.packed_decoder import (
+    DecoderWeights,
+    LayerWeights,
+    Linear,
+    PackedDecoder,
+    can_pack,
+)
 from kernels.ops.paged_decode_attention import paged_decode_attention
 from kernels.ops.policy_loss import PolicyStats, policy_loss
 from kernels.ops.rms_norm import rms_norm
@@ -26,17 +26,17 @@ from kernels.ops.swiglu import swiglu
 from kernels.ops.varlen_attention import varlen_attention
 
 __all__ = [
-    "DecodeStep",
-    "DecodeWeights",
+    "DecoderWeights",
     "LayerWeights",
     "Lengths",
     "Linear",
+    "PackedDecoder",
     "PolicyStats",
     "RewardSpec",
     "RewardTerms",
     "Sampled",
     "active_backends",
-    "can_decode",
+    "can_pack",
     "count_lengths",
     "lcpo_advantage",
     "linear_logprob",

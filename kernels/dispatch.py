@@ -23,10 +23,10 @@ from torch import Tensor
 
 from kernels import cpp_impl, cuda_impl
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
-from kernels.cpp_impl import decode_step as cpp_decode_step
 from kernels.cpp_impl import lcpo_advantage as cpp_lcpo_advantage
 from kernels.cpp_impl import logprob_from_logits as cpp_logprob_from_logits
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
+from kernels.cpp_impl import packed_decoder as cpp_packed_decoder
 from kernels.cpp_impl import paged_decode_attention as cpp_paged_decode_attention
 from kernels.cpp_impl import policy_loss as cpp_policy_loss
 from kernels.cpp_impl import product as cpp_product
@@ -210,16 +210,21 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Callable:
     return backends[_automatic(op, device.type, dtype)]
 
 
-# What a decode step consists of.
-_STEP = ("rms_norm", "rope", "paged_decode_attention", "swiglu", "sample_tokens")
+# What a pass of a decoder without gradients consists of, beside products.
+_PARTS = (
+    *("rms_norm", "rope", "varlen_attention", "paged_decode_attention", "swiglu"),
+    "sample_tokens",
+)
 
 
-def decode_step(device: torch.device, dtype: torch.dtype) -> Callable | None:
-    """The whole step in C++, where each of its parts would run there; else None: run the parts."""
+def packed_decoder(device: torch.device, dtype: torch.dtype) -> Callable | None:
+    """A whole decoder in C++, where each of its parts would run there; else None: run the parts."""
     if device.type != "cpu" or dtype not in CPP_FLOATS or cpp_impl.library() is None:
         return None
-    parts = {select(op, device, dtype) is IMPLEMENTATIONS[op]["cpp"] for op in _STEP}
-    return cpp_decode_step.DecodeStep if parts == {True} and cpp_decode_step.supported(dtype) else None
+    ours = all(select(op, device, dtype) is IMPLEMENTATIONS[op]["cpp"] for op in _PARTS)
+    return (
+        cpp_packed_decoder.PackedDecoder if ours and cpp_packed_decoder.supported(dtype) else None
+    )
 
 
 @contextlib.contextmanager

@@ -141,13 +141,18 @@ struct LcpoDecodeModel {
   float scale;
   bool is_bf16;
 };
-struct LcpoDecodeRows {
-  const int64_t *tokens, *lengths;  // [rows], the last token, and how many are in the cache
-  const float *cos, *sin;           // [rows, size / 2], of position `lengths`
+struct LcpoTokens {
+  const int64_t* tokens;
+  const float *cos, *sin;  // [count, size / 2], of their positions
   void *k_cache, *v_cache;
+  int64_t count, slots;  // slots of a layer, pages · page_size
+  void* workspace;       // lcpo_decode_workspace or lcpo_prefill_workspace bytes
+};
+struct LcpoDecodeRows {
+  LcpoTokens tokens;           // the last token of each row
+  const int64_t* lengths;      // [rows], how many are in the cache: the token's position
   const int32_t* block_table;  // [rows, pages_per_row]
-  int64_t rows, pages, page_size, pages_per_row;
-  void* workspace;  // lcpo_decode_workspace bytes, for at least so many rows
+  int64_t page_size, pages_per_row;
 };
 struct LcpoDraw {  // see lcpo_sample_tokens
   const int64_t *seeds, *positions;
@@ -161,3 +166,17 @@ LCPO_API int64_t lcpo_decode_workspace(const LcpoDecodeModel* model, int64_t row
 // -1, or the first row whose token, length or pages are out of range: then nothing was done.
 LCPO_API int64_t lcpo_decode_step(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
                                   const LcpoDraw* draw, int32_t threads);
+
+// prefill: packed prompts through the same model, see lcpo_varlen_attention_forward. Keys and values
+// of token sources[w] go to slot targets[w]; hidden [wanted, hidden] are the final states of tokens
+// `last`, each of them once.
+struct LcpoPrompts {
+  LcpoTokens tokens;
+  const int32_t *cu_seqlens, *prefix;
+  const int64_t *sources, *targets, *last;
+  int64_t sequences, writes, wanted;
+  void* hidden;
+};
+LCPO_API int64_t lcpo_prefill_workspace(const LcpoDecodeModel* model, int64_t tokens);
+LCPO_API void lcpo_prefill(const LcpoDecodeModel* model, const LcpoPrompts* prompts,
+                           int32_t threads);

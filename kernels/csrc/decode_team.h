@@ -51,10 +51,10 @@ struct Team {
   int32_t rank, size;
   Barrier* barrier;
 
-  // Its part of n things.
-  Span share(int64_t n) const {
-    const int64_t at = n * rank / size;
-    return {at, n * (rank + 1) / size - at};
+  // Its part of some things.
+  Span share(Span all) const {
+    const int64_t at = all.count * rank / size;
+    return {all.at + at, all.count * (rank + 1) / size - at};
   }
   void sync() const {
     if (size > 1) barrier->wait(size);

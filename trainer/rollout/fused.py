@@ -1,7 +1,6 @@
-"""A decoder's weights as kernels.DecodeStep wants them: a whole decode step in one call.
+"""A decoder's weights as kernels.PackedDecoder wants them: prefills and decode steps in one call.
 
-The step computes what `Decoder.forward` does on cached sequences; tests/trainer/test_fused.py holds
-the two together.
+They compute what `Decoder.forward` does; tests/trainer/test_fused.py holds the two together.
 """
 
 from __future__ import annotations
@@ -10,28 +9,32 @@ from torch import Tensor, nn
 
 import kernels
 from trainer.model import Decoder
-from trainer.model.decoder import Layer
+from trainer.model.decoder import Layer, RMSNorm
 
 
 def can_fuse(model: Decoder) -> bool:
-    """Whether the step runs this model: plain layers on the CPU, with the compiled library.
+    """Whether this model can run so: on the CPU, with the compiled library, as it stands.
 
-    Layers of another class than nn.Linear (batch-invariant ones, wrapped ones), parameters that are
-    not plain tensors, and hooks on any part mean that somebody wants the model to be called.
+    Linear layers of another class (batch-invariant ones, wrapped ones), parameters that are no plain
+    tensors, and hooks on any part mean that somebody wants the model itself to be called.
     """
-    plain = all(type(p) is nn.Parameter for p in model.parameters())
-    modules = [m for m in model.modules() if type(m).__module__ != Layer.__module__]
-    known = all(type(m) is nn.Linear or not list(m.parameters(recurse=False)) for m in modules[1:])
-    return plain and known and kernels.can_decode(weights(model))
+    if not all(type(p) is nn.Parameter for p in model.parameters()):
+        return False
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return False
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            return False
+    return kernels.can_pack(weights(model))
 
 
-def weights(model: Decoder) -> kernels.DecodeWeights:
+def weights(model: Decoder) -> kernels.DecoderWeights:
     """The model's own tensors, nothing copied."""
     config = model.config
-    return kernels.DecodeWeights(
+    return kernels.DecoderWeights(
         embedding=model.model.embed_tokens.weight.detach(),
         layers=[_layer(layer) for layer in model.model.layers],
-        norm=model.model.norm.weight.detach(),
+        norm=_norm(model.model.norm),
         head=model.head_weight.detach(),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
@@ -44,7 +47,7 @@ def weights(model: Decoder) -> kernels.DecodeWeights:
 def _layer(layer: Layer) -> kernels.LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     return kernels.LayerWeights(
-        input_norm=layer.input_layernorm.weight.detach(),
+        input_norm=_norm(layer.input_layernorm),
         q=_linear(attention.q_proj),
         k=_linear(attention.k_proj),
         v=_linear(attention.v_proj),
@@ -59,8 +62,9 @@ def _layer(layer: Layer) -> kernels.LayerWeights:
 
 
 def _linear(layer: nn.Linear) -> kernels.Linear:
-    return kernels.Linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+    bias = None if layer.bias is None else layer.bias.detach()
+    return kernels.Linear(layer.weight.detach(), bias)
 
 
-def _norm(norm: nn.Module) -> Tensor:
+def _norm(norm: RMSNorm) -> Tensor:
     return norm.weight.detach()

@@ -48,7 +48,14 @@ class Runner:
         self.cuda_graphs = cuda_graphs
         self._graphs: dict[int, graphs.Step] = {}
         self.fused = not batch_invariant and fused.can_fuse(model)
-        self._fused: kernels.DecodeStep | None = None
+        self._packed: kernels.PackedDecoder | None = None
+
+    @property
+    def packed(self) -> kernels.PackedDecoder:
+        """The model's weights, packed for this call at their first use."""
+        if self._packed is None:
+            self._packed = kernels.PackedDecoder(fused.weights(self.model), self.rows.shape[1])
+        return self._packed
 
     def start(self, admission: Admission, rows: int) -> tuple[Tensor, Tensor]:
         """Prefills and fills the rows from `rows` on; the new rows' first tokens, see `draw`."""
@@ -89,12 +96,10 @@ class Runner:
 
     def _fused_step(self, rows: int) -> tuple[Tensor, Tensor]:
         """As _step, in one call on packed weights."""
-        if self._fused is None:  # at the first step: many calls only prefill
-            self._fused = kernels.DecodeStep(fused.weights(self.model), self.rows.shape[1])
         state, options = self.rows[:, :rows], self.sampling
         length = state[_LENGTH]
         cos, sin = self.model.model.rotary(length)
-        tokens, logprobs = self._fused(
+        tokens, logprobs = self.packed.decode(
             state[_TOKEN],
             length,
             cos,
@@ -154,10 +159,16 @@ class Runner:
         ]
         cu_seqlens = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
         positions = torch.cat([torch.arange(size) for size in sizes])
-        attend = PackedAttention(cu_seqlens, max(sizes), self.scale, self.cache, self._ints(slots))
-        hidden = self.model(self._ints(ids), positions.to(self.device), attend)  # [T, H]
-        last = hidden[cu_seqlens[1:].to(self.device).long() - 1]  # a copy: the rest is freed
-        for (group, _), state in zip(admission.prefill, last, strict=True):
+        ids, slots, last = self._ints(ids), self._ints(slots), cu_seqlens[1:].long() - 1
+        if self.fused:
+            angles, caches = self.model.model.rotary(positions), (self.cache.k, self.cache.v)
+            where = {"sources": torch.arange(len(ids)), "targets": slots, "last": last}
+            states = self.packed.prefill(ids, *angles, cu_seqlens, *caches, **where)
+        else:
+            attend = PackedAttention(cu_seqlens, max(sizes), self.scale, self.cache, slots)
+            hidden = self.model(ids, positions.to(self.device), attend)  # [T, H]
+            states = hidden[last.to(self.device)]  # a copy: the rest is freed
+        for (group, _), state in zip(admission.prefill, states, strict=True):
             group.state = state
 
     def _draw(self, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

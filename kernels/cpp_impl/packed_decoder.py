@@ -1,4 +1,4 @@
-"""decode_step in C++; arguments were validated by `kernels.ops`."""
+"""A whole decoder in C++; arguments were validated by `kernels.ops`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class _Layer(ctypes.Structure):
 class _Model(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
-        *((n, I64) for n in ("count", "vocabulary", "hidden", "heads", "kv_heads", "size", "inner")),
+        *(
+            (n, I64)
+            for n in ("count", "vocabulary", "hidden", "heads", "kv_heads", "size", "inner")
+        ),
         ("embedding", PTR),
         ("norm", PTR),
         ("head", _Linear),
@@ -39,12 +42,31 @@ class _Model(ctypes.Structure):
     )
 
 
+class _Tokens(ctypes.Structure):
+    _fields_ = (
+        *((n, PTR) for n in ("tokens", "cos", "sin", "k_cache", "v_cache")),
+        ("count", I64),
+        ("slots", I64),
+        ("workspace", PTR),
+    )
+
+
 class _Rows(ctypes.Structure):
     _fields_ = (
-        *((n, PTR) for n in ("tokens", "lengths", "cos", "sin", "k_cache", "v_cache")),
+        ("tokens", _Tokens),
+        ("lengths", PTR),
         ("block_table", PTR),
-        *((n, I64) for n in ("rows", "pages", "page_size", "pages_per_row")),
-        ("workspace", PTR),
+        ("page_size", I64),
+        ("pages_per_row", I64),
+    )
+
+
+class _Prompts(ctypes.Structure):
+    _fields_ = (
+        ("tokens", _Tokens),
+        *((n, PTR) for n in ("cu_seqlens", "prefix", "sources", "targets", "last")),
+        *((n, I64) for n in ("sequences", "writes", "wanted")),
+        ("hidden", PTR),
     )
 
 
@@ -60,20 +82,20 @@ class _Draw(ctypes.Structure):
 
 # weight, is_bf16, outputs, inputs; packed; threads
 _pack = bind("lcpo_pack", PTR, BOOL, I64, I64, PTR, I32)
+_prefill = bind("lcpo_prefill", ctypes.POINTER(_Model), ctypes.POINTER(_Prompts), I32)
 
 
 @functools.cache
-def _functions() -> tuple[Any, Any, Any]:
-    """Those that return a number: lcpo_packed_bytes, lcpo_decode_workspace, lcpo_decode_step."""
-    packed, workspace, step = (
-        getattr(library(), name)
-        for name in ("lcpo_packed_bytes", "lcpo_decode_workspace", "lcpo_decode_step")
-    )
-    packed.argtypes, packed.restype = (BOOL, I64, I64), I64
-    workspace.argtypes, workspace.restype = (ctypes.POINTER(_Model), I64), I64
-    records = (ctypes.POINTER(x) for x in (_Model, _Rows, _Draw))
-    step.argtypes, step.restype = (*records, I32), I64
-    return packed, workspace, step
+def _counting(name: str, *arguments: type) -> Any:
+    """A function that returns a number."""
+    found = getattr(library(), name)
+    found.argtypes, found.restype = arguments, I64
+    return found
+
+
+def _workspace(name: str, model: _Model, rows: int) -> Tensor:
+    size = _counting(name, ctypes.POINTER(_Model), I64)(model, rows)
+    return torch.empty(size, dtype=torch.uint8)
 
 
 def supported(dtype: torch.dtype) -> bool:
@@ -81,12 +103,12 @@ def supported(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and product.supported())
 
 
-class DecodeStep:
-    """See ops.decode_step.DecodeStep; `weights` are its DecodeWeights."""
+class PackedDecoder:
+    """See ops.packed_decoder.PackedDecoder; `weights` are its DecoderWeights."""
 
     def __init__(self, weights: Any, rows: int) -> None:
         self._kept: list[Tensor] = []  # what the records below point to
-        embedding, is_bf16 = weights.embedding, weights.embedding.dtype == torch.bfloat16
+        embedding = weights.embedding
         self._layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))
         self._model = _Model(
             self._layers,
@@ -95,17 +117,17 @@ class DecodeStep:
             weights.heads,
             weights.kv_heads,
             weights.head_dim,
-            weights.layers[0].gate[0].shape[0],
+            weights.layers[0].gate.weight.shape[0],
             self._keep(embedding),
             self._keep(weights.norm),
             self._linear((weights.head, None)),
             weights.eps,
             weights.scale,
-            is_bf16,
+            embedding.dtype == torch.bfloat16,
         )
-        self._workspace = torch.empty(_functions()[1](self._model, rows), dtype=torch.uint8)
+        self._room = _workspace("lcpo_decode_workspace", self._model, rows)
 
-    def __call__(
+    def decode(
         self,
         tokens: Tensor,
         lengths: Tensor,
@@ -117,16 +139,15 @@ class DecodeStep:
         positions: Tensor,
     ) -> tuple[Tensor, Tensor, int]:
         """(tokens, logprob, first row that is out of range or -1), all inputs dense."""
-        rows = len(tokens)
         temperature, top_k, top_p, vocab_size = sampling
+        pages = (caches[0].shape[2], block_table.shape[1])
         where = _Rows(
-            *(x.data_ptr() for x in (tokens, lengths, *angles, *caches, block_table)),
-            rows,
-            *caches[0].shape[1:3],
-            block_table.shape[1],
-            self._workspace.data_ptr(),
+            _tokens(tokens, angles, caches, self._room),
+            lengths.data_ptr(),
+            block_table.data_ptr(),
+            *pages,
         )
-        drawn, logprob = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+        drawn, logprob = torch.empty(len(tokens), dtype=torch.int64), torch.empty(len(tokens))
         draw = _Draw(
             *(x.data_ptr() for x in (seeds, positions, drawn, logprob)),
             vocab_size,
@@ -134,8 +155,36 @@ class DecodeStep:
             top_p,
             temperature,
         )
-        bad = _functions()[2](self._model, where, draw, torch.get_num_threads())
-        return drawn, logprob, bad
+        records = (ctypes.POINTER(x) for x in (_Model, _Rows, _Draw))
+        run = _counting("lcpo_decode_step", *records, I32)
+        return drawn, logprob, run(self._model, where, draw, torch.get_num_threads())
+
+    def prefill(
+        self,
+        tokens: Tensor,
+        angles: tuple[Tensor, Tensor],
+        cu_seqlens: Tensor,
+        prefix: Tensor | None,
+        caches: tuple[Tensor, Tensor],
+        sources: Tensor,
+        targets: Tensor,
+        last: Tensor,
+    ) -> Tensor:
+        """Hidden states of `last`, all inputs dense."""
+        room = _workspace("lcpo_prefill_workspace", self._model, len(tokens))
+        hidden = torch.empty(len(last), self._model.hidden, dtype=caches[0].dtype)
+        prompts = _Prompts(
+            _tokens(tokens, angles, caches, room),
+            cu_seqlens.data_ptr(),
+            None if prefix is None else prefix.data_ptr(),
+            *(x.data_ptr() for x in (sources, targets, last)),
+            len(cu_seqlens) - 1,
+            len(sources),
+            len(last),
+            hidden.data_ptr(),
+        )
+        _prefill(self._model, prompts, torch.get_num_threads())
+        return hidden
 
     def _layer(self, layer: Any) -> _Layer:
         norms = (self._keep(getattr(layer, name)) for name in _NORMS)
@@ -146,7 +195,8 @@ class DecodeStep:
         weight = weight.contiguous()
         outputs, inputs = weight.shape
         is_bf16 = weight.dtype == torch.bfloat16
-        packed = torch.empty(_functions()[0](is_bf16, outputs, inputs), dtype=torch.uint8)
+        size = _counting("lcpo_packed_bytes", BOOL, I64, I64)
+        packed = torch.empty(size(is_bf16, outputs, inputs), dtype=torch.uint8)
         _pack(
             weight.data_ptr(),
             is_bf16,
@@ -163,3 +213,11 @@ class DecodeStep:
         x = x.contiguous()
         self._kept.append(x)
         return x.data_ptr()
+
+
+def _tokens(
+    tokens: Tensor, angles: tuple[Tensor, Tensor], caches: tuple[Tensor, Tensor], room: Tensor
+) -> _Tokens:
+    slots = caches[0].shape[1] * caches[0].shape[2]
+    addresses = (x.data_ptr() for x in (tokens, *angles, *caches))
+    return _Tokens(*addresses, len(tokens), slots, room.data_ptr())
