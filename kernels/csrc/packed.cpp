@@ -10,6 +10,9 @@ namespace lcpo {
 namespace {
 
 constexpr int64_t FLOAT_WIDTH = 4 * LANES;  // what gemm.cpp keeps in AVX-512 registers
+// Inputs that are summed in one chain; longer sums are cut evenly and their parts added, which halves
+// the error and is what MKL does, so that the bits are often those of torch.
+constexpr int64_t CHAIN = 256;
 constexpr int64_t ROWS = 48;                // of a tile that does not fit where it belongs
 
 constexpr int64_t panel_width(bool is_bf16) { return is_bf16 ? DOT_WIDTH : FLOAT_WIDTH; }
@@ -51,6 +54,7 @@ void multiply(const LcpoLinear& l, const float* x, int64_t rows, int64_t first, 
   alignas(64) float tile[ROWS * FLOAT_WIDTH];
   const float* weight = static_cast<const float*>(l.weight);
   const float* bias = static_cast<const float*>(l.bias);
+  const int64_t parts = (l.inputs + CHAIN - 1) / CHAIN, chain = (l.inputs + parts - 1) / parts;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t at = panel * FLOAT_WIDTH, columns = std::min(FLOAT_WIDTH, l.outputs - at);
     const float* b = weight + at * l.inputs;
@@ -59,8 +63,11 @@ void multiply(const LcpoLinear& l, const float* x, int64_t rows, int64_t first, 
     for (int64_t r = 0; r < rows; r += ROWS) {
       const int64_t count = std::min(ROWS, rows - r);
       float* to = out + r * l.outputs + at;
-      gemm({count, FLOAT_WIDTH, l.inputs, x + r * l.inputs, l.inputs, b, FLOAT_WIDTH,
-            fits ? to : tile, fits ? l.outputs : FLOAT_WIDTH, false, false});
+      for (int64_t k = 0; k < l.inputs; k += chain) {
+        gemm({count, FLOAT_WIDTH, std::min(chain, l.inputs - k), x + r * l.inputs + k, l.inputs,
+              b + k * FLOAT_WIDTH, FLOAT_WIDTH, fits ? to : tile,
+              fits ? l.outputs : FLOAT_WIDTH, false, k > 0});
+      }
       if (!fits) {
         finish(tile, count, FLOAT_WIDTH, add, columns, to, l.outputs);
       } else if (add) {

@@ -14,7 +14,7 @@ int64_t panels(bool is_bf16, int64_t outputs);
 
 // out [rows, outputs] = x [rows, inputs] · weightᵀ + bias, for the columns of panels first..last-1.
 // A row's result depends neither on the other rows nor on how the panels are shared out: each
-// element is one chain of multiply-adds over the inputs, then the bias is added.
+// element is a chain of multiply-adds over the inputs, or a few of them added up, then the bias.
 void multiply(const LcpoLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
               float* out);
 void multiply(const LcpoLinear& linear, const bf16* x, int64_t rows, int64_t first, int64_t last,

@@ -15,8 +15,8 @@ from trainer.model.decoder import Layer, RMSNorm
 def can_fuse(model: Decoder) -> bool:
     """Whether this model can run so: on the CPU, with the compiled library, as it stands.
 
-    Linear layers of another class (batch-invariant ones, wrapped ones), parameters that are no plain
-    tensors, and hooks on any part mean that somebody wants the model itself to be called.
+    Linear layers of another class (batch-invariant ones, wrapped ones), parameters that are not
+    plain tensors, and hooks on any part mean that somebody wants the model itself to be called.
     """
     if not all(type(p) is nn.Parameter for p in model.parameters()):
         return False

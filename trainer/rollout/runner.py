@@ -11,6 +11,7 @@ import kernels
 from trainer.model import DecodeAttention, Decoder, PackedAttention, PagedCache
 from trainer.model.invariant import block_linear, block_logprob
 from trainer.rollout import fused, graphs
+from trainer.rollout.prompts import pack_prompts
 from trainer.rollout.requests import Sampling
 from trainer.rollout.scheduler import Admission, Sample
 
@@ -150,24 +151,31 @@ class Runner:
         """Runs the admission's prompts, packed, into their pages; keeps their last hidden state."""
         if not admission.prefill:
             return
-        sizes = [len(group.token_ids) for group, _ in admission.prefill]
-        ids = [token for group, _ in admission.prefill for token in group.token_ids]
-        slots = [
-            page * self.page_size + place
-            for (_, table), size in zip(admission.prefill, sizes, strict=True)
-            for page, place in _places(table, size, self.page_size)
-        ]
-        cu_seqlens = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
-        positions = torch.cat([torch.arange(size) for size in sizes])
-        ids, slots, last = self._ints(ids), self._ints(slots), cu_seqlens[1:].long() - 1
+        prompts, tables = zip(
+            *((g.token_ids, table) for g, table in admission.prefill), strict=True
+        )
         if self.fused:
-            angles, caches = self.model.model.rotary(positions), (self.cache.k, self.cache.v)
-            where = {"sources": torch.arange(len(ids)), "targets": slots, "last": last}
-            states = self.packed.prefill(ids, *angles, cu_seqlens, *caches, **where)
+            packed = pack_prompts(prompts, tables, self.page_size, share=True)
+            angles, caches = self.model.model.rotary(packed.positions), (self.cache.k, self.cache.v)
+            states = self.packed.prefill(
+                packed.ids,
+                *angles,
+                packed.cu_seqlens,
+                *caches,
+                sources=packed.sources,
+                targets=packed.targets,
+                last=packed.last,
+                prefix=packed.prefix,
+            )
         else:
-            attend = PackedAttention(cu_seqlens, max(sizes), self.scale, self.cache, slots)
-            hidden = self.model(ids, positions.to(self.device), attend)  # [T, H]
-            states = hidden[last.to(self.device)]  # a copy: the rest is freed
+            packed = pack_prompts(prompts, tables, self.page_size, share=False)
+            slots, ids, positions, last = (
+                x.to(self.device, non_blocking=True)
+                for x in (packed.targets, packed.ids, packed.positions, packed.last)
+            )
+            longest = max(map(len, prompts))
+            attend = PackedAttention(packed.cu_seqlens, longest, self.scale, self.cache, slots)
+            states = self.model(ids, positions, attend)[last]  # [groups, H], the rest is freed
         for (group, _), state in zip(admission.prefill, states, strict=True):
             group.state = state
 
@@ -199,8 +207,3 @@ class Runner:
 
     def _ints(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
-
-
-def _places(block_table: Sequence[int], length: int, page_size: int) -> list[tuple[int, int]]:
-    """(page, place in it) of tokens 0..length-1."""
-    return [(block_table[i // page_size], i % page_size) for i in range(length)]
