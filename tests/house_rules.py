@@ -31,7 +31,7 @@ LAYERS = {
     "kernels.ops": ["kernels.ops.*", "kernels.dispatch"],
     "kernels": ["kernels.ops.*", "kernels.dispatch"],
     "trainer.types": [],
-    "trainer.settings": ["trainer.settings"],
+    "trainer.config": ["trainer.settings"],
     "trainer.settings": [],
     "trainer.grading": ["trainer.grading.*", "trainer.types"],
     "trainer": ["trainer.*", "kernels"],
