@@ -212,11 +212,10 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Callable:
 
 def packed_decoder(device: torch.device, dtype: torch.dtype) -> Callable | None:
     """A whole decoder in C++, where each of its parts would run there; else None: run the parts."""
-    if device.type != "cpu" or cpp_impl.library() is None or not cpp_product.fits(dtype):
-        return None
+    runs = device.type == "cpu" and cpp_impl.library() and cpp_product.fits(dtype)
     parts = ("rms_norm", "rope", "varlen_attention", "paged_decode_attention", "swiglu")
     chosen = ((op, select(op, device, dtype)) for op in (*parts, "sample_tokens"))
-    ours = all(run is IMPLEMENTATIONS[op]["cpp"] for op, run in chosen)
+    ours = runs and all(run is IMPLEMENTATIONS[op]["cpp"] for op, run in chosen)
     return cpp_packed_decoder.PackedDecoder if ours else None
 
 
