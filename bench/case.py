@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TRAFFIC = "the memory traffic alone"
+
 
 @dataclass(frozen=True)
 class Absent:
@@ -70,6 +72,27 @@ def imported(path: str, adapt: Callable[..., Contender], *, on: bool = True) -> 
         return adapt(getattr(importlib.import_module(module), name))
     except (ImportError, AttributeError) as error:
         return Absent(str(error))
+
+
+def traffic(forward: Callable[..., Any], backward: Callable[..., Any]) -> Contender:
+    """A contender that moves as many bytes as the op must, through torch, and computes nothing.
+
+    What it takes beyond the floor is what fresh memory costs: pages that the system hands out and
+    clears. `forward(*inputs)` gives the outputs, `backward(*upstream, *inputs)` the gradients, one
+    an input.
+    """
+
+    class Traffic(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> Any:
+            ctx.save_for_backward(*inputs)
+            return forward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: Tensor) -> Any:
+            return backward(*upstream, *ctx.saved_tensors)
+
+    return Traffic.apply
 
 
 def warm_up(function: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -53,8 +53,8 @@ def main(bench: Bench, arguments: Sequence[str] | None = None) -> None:
         shape, dtype = cases[int(args.peak[0])]
         memory.print_peak(bench, shape, dtype, args.peak[1])
         return
-    if machine.busy() > 1.5 and not args.quick:
-        print(f"the machine is not idle (load {machine.busy():.1f}): these figures prove nothing")
+    if not args.quick:
+        machine.warn_if_busy()
     rows = []
     for index, (shape, dtype) in enumerate(cases):
         case = bench.make(shape, dtype, device)

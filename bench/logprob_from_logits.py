@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench.case import Bench, Case
+from bench.case import TRAFFIC, Bench, Case, traffic
 from bench.harness import main
 
 TEMPERATURE = 0.6
@@ -31,6 +31,10 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Ca
         (logits, targets),
         {
             "ours": ours,
+            TRAFFIC: traffic(
+                lambda logits, _: (logits.amax(-1), logits[:, 0].clone()),
+                lambda _, __, logits, ___: (logits.clone(), None),
+            ),
             "eager": eager,
             "torch.compile": torch.compile(eager, dynamic=False),
         },

@@ -11,14 +11,11 @@ from pathlib import Path
 
 import torch
 
-# TFLOP/s of a large GEMM that can be reached, bf16 and fp32 without TF32, and bytes/s of memory.
-STATED = {
-    "H200": (800e12, 60e12, 4.8e12),
-    "H100": (800e12, 60e12, 3.35e12),
-    "A100": (280e12, 19e12, 2.04e12),
-}
+from trainer.flops import copy_rate, peak_flops, stated_peak
+
 ROUNDS = 5
-LIMIT = 256 << 20  # bytes of the product in the GEMM that is measured, and of a copied tensor
+LOOKS = 10
+LIMIT = 256 << 20  # bytes of the product in the GEMM that is measured
 
 
 @dataclass(frozen=True)
@@ -37,16 +34,14 @@ class Ceilings:
 def ceilings(device: torch.device, dtype: torch.dtype, gemm: tuple[int, int, int]) -> Ceilings:
     """Those of `device` for [m, k] x [k, n] in `dtype`: stated where known, else measured."""
     if device.type == "cuda":
-        for name, (low, full, memory) in STATED.items():
-            if name in torch.cuda.get_device_name(device):
-                return Ceilings(low if dtype == torch.bfloat16 else full, memory, True)
-    source = torch.ones(LIMIT // 4, device=device)
-    copied = torch.empty_like(source)
+        peak = stated_peak(torch.cuda.get_device_name(device))
+        if peak is not None:
+            return Ceilings(peak_flops(device, dtype), peak.memory, True)
     # Large products are not the fastest ones on the CPU, so a cut that stays in cache is tried too.
     shapes = {gemm, (min(gemm[0], 512), gemm[1], min(gemm[2], 1024))}
     return Ceilings(
         max(_gemm_rate(shape, device, dtype) for shape in shapes),
-        2 * LIMIT / _fastest(lambda: copied.copy_(source), device),
+        copy_rate(device),
         False,
     )
 
@@ -71,8 +66,21 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
 
 def busy() -> float:
-    """Load of the last minute: runnable processes, this one included."""
-    return os.getloadavg()[0]
+    """Processes that want a core beside this one, on average over half a second; Linux only."""
+    loads = Path("/proc/loadavg")
+    if not loads.exists():
+        return 0.0
+    found = []
+    for _ in range(LOOKS):
+        time.sleep(0.5 / LOOKS)
+        found.append(int(loads.read_text().split()[3].split("/")[0]) - 1)
+    return sum(found) / LOOKS
+
+
+def warn_if_busy() -> None:
+    """Says so when other processes will be in the figures."""
+    if (others := busy()) > 0.5:
+        print(f"not idle: {others:.1f} other processes run, and these figures prove nothing")
 
 
 def _fastest(run, device: torch.device) -> float:

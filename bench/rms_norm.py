@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench.case import Bench, Case
+from bench.case import TRAFFIC, Bench, Case, traffic
 from bench.harness import main
 
 EPS = 1e-6
@@ -29,6 +29,10 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Ca
         (x, weight, residual),
         {
             "ours": lambda x, weight, residual: kernels.rms_norm(x, weight, EPS, residual),
+            TRAFFIC: traffic(
+                lambda x, _, residual: (x.clone(), residual.clone()),
+                lambda dy, dt, x, *_: (torch.addcmul(dy, dt, x), None, None),
+            ),
             "eager": eager,
             "torch.compile": torch.compile(eager, dynamic=False),
         },

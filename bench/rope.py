@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench.case import Bench, Case
+from bench.case import TRAFFIC, Bench, Case, traffic
 from bench.harness import main
 
 
@@ -32,6 +32,10 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Ca
         (q.requires_grad_(), k.requires_grad_(), cos, sin),
         {
             "ours": kernels.rope,
+            TRAFFIC: traffic(
+                lambda q, k, *_: (q.clone(), k.clone()),
+                lambda dq, dk, *_: (dq.clone(), dk.clone(), None, None),
+            ),
             "eager": eager,
             "torch.compile": torch.compile(eager, dynamic=False),
         },

@@ -202,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
-    if machine.busy() > 1.5 and not args.quick:
-        print(f"the machine is not idle (load {machine.busy():.1f}): these figures prove nothing")
+    if not args.quick:
+        machine.warn_if_busy()
     trl = None if args.trl == "none" else trl_python(Path(args.trl))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from bench.case import Bench, Case
+from bench.case import TRAFFIC, Bench, Case, traffic
 from bench.harness import main
 
 
@@ -24,6 +24,7 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Ca
         (gate, up),
         {
             "ours": kernels.swiglu,
+            TRAFFIC: traffic(torch.add, lambda dy, gate, up: (dy + gate, up.clone())),
             "eager": eager,
             "torch.compile": torch.compile(eager, dynamic=False),
         },

@@ -10,14 +10,36 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from trainer.model import ModelConfig
 
 BACKWARD = 2  # times the forward pass: a product each for the input's gradient and the weight's
-# FLOP/s that a large product reaches in bfloat16, and in float32 without TF32.
-STATED = {"H200": (800e12, 60e12), "H100": (800e12, 60e12), "A100": (280e12, 19e12)}
+COPIED = 256 << 20  # bytes of the tensor whose copy is timed: no cache holds it
+
+
+class Peak(NamedTuple):
+    """What a GPU reaches: FLOP/s of large products, bytes/s of its memory, read and write counted.
+
+    `full` is float32 without TF32.
+    """
+
+    bfloat16: float
+    full: float
+    memory: float
+
+
+# By a part of the device's name; the first that fits. Products: what large ones are measured at by
+# others, four fifths of the data sheet's dense figure. Memory: the data sheet's.
+STATED = {
+    "H200": Peak(800e12, 60e12, 4.8e12),
+    "H100": Peak(800e12, 60e12, 3.35e12),
+    "A100-SXM4-40GB": Peak(280e12, 19e12, 1.555e12),
+    "A100": Peak(280e12, 19e12, 2.04e12),
+    "RTX 4090": Peak(150e12, 60e12, 1.008e12),
+}
 
 
 @dataclass(frozen=True)
@@ -64,13 +86,18 @@ def forward_flops(config: ModelConfig, work: Work) -> int:
     return config.num_hidden_layers * layer + head
 
 
+def stated_peak(device_name: str) -> Peak | None:
+    """The row of STATED for a device of this name; None for one that is not there."""
+    return next((peak for name, peak in STATED.items() if name in device_name), None)
+
+
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large product in `dtype`: stated for known GPUs, else measured once, briefly."""
     if device.type == "cuda":
-        for name, (low, full) in STATED.items():
-            if name in torch.cuda.get_device_name(device):
-                return low if dtype == torch.bfloat16 else full
+        peak = stated_peak(torch.cuda.get_device_name(device))
+        if peak is not None:
+            return peak.bfloat16 if dtype == torch.bfloat16 else peak.full
     m, k, n = 512, 1024, 1024  # in cache: larger ones are slower on CPUs
     a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
     best = float("inf")
@@ -81,3 +108,18 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * m * k * n / best
+
+
+@functools.cache
+def copy_rate(device: torch.device) -> float:
+    """Bytes/s of a large copy, read and write counted, measured briefly."""
+    source = torch.ones(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * COPIED / best

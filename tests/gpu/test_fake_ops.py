@@ -1,49 +1,23 @@
 """The ops on fake CUDA tensors at full 1.5B size: shapes, dtypes and devices, with no GPU.
 
 What an op's register_fake promises is what torch.compile and a dry run of the train step plan with.
-A CPU-only build of torch has no device guard for CUDA, without which indexing, or a graph for
-autograd, fails even for fake tensors (the latter ends the process); a guard that does nothing is
-built for it here. Its autograd engine still refuses, so backward formulas are called by themselves.
+How they come to be without a GPU is in trainer/plan/fake.py.
 """
-
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
+from trainer.plan.fake import fake_tensors, why_no_cuda
 
 ROWS, HIDDEN, VOCABULARY, MLP = 16_384, 1536, 151_936, 8960
-GUARD = """
-#include <c10/core/impl/DeviceGuardImplInterface.h>
-const c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> guard;
-const c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
-"""
-
-
-@pytest.fixture(scope="module")
-def guard(tmp_path_factory):
-    if torch.backends.cuda.is_built():
-        return
-    if shutil.which("c++") is None:
-        pytest.skip("a CPU-only torch needs c++ to build a device guard for fake CUDA tensors")
-    folder, torch_folder = tmp_path_factory.mktemp("guard"), Path(torch.__file__).parent
-    (folder / "guard.cpp").write_text(GUARD)
-    library = folder / "guard.so"
-    paths = [f"-I{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}"]
-    command = ["c++", "-std=c++20", "-shared", "-fPIC", *paths, folder / "guard.cpp", "-o", library]
-    ran = subprocess.run([*command, "-lc10"], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    ctypes.CDLL(str(library))
 
 
 @pytest.fixture(autouse=True)
-def fake(guard):
-    with FakeTensorMode():
+def fake():
+    if why_no_cuda():
+        pytest.skip(why_no_cuda())
+    with fake_tensors("cuda"):
         yield
 
 

@@ -29,9 +29,14 @@ def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
         return master
     empty = Decoder(master.config, device="meta", dtype=dtype)  # no initial values to be drawn
     copy = empty.to_empty(device=master.head_weight.device)
+    send_gradients(copy, master)
+    return copy
+
+
+def send_gradients(copy: Decoder, master: Decoder) -> None:
+    """Makes each gradient of `copy` move to the master's, as working_copy says."""
     for working, parameter in zip(copy.parameters(), master.parameters(), strict=True):
         working.register_post_accumulate_grad_hook(partial(_add_to, parameter, []))
-    return copy
 
 
 def _add_to(parameter: Tensor, kept: list[Tensor], working: Tensor) -> None:

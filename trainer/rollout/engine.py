@@ -77,7 +77,7 @@ class RolloutEngine:
         each request; an exception they raise stops the work. Raises FloatingPointError on NaN
         logits, and ValueError for a request that is empty or larger than the cache.
         """
-        pool = self._pool(requests)
+        pool = self.pool_for(requests)
         scheduler = Scheduler(
             requests, pool, batch_size=self.batch_size, prefill_tokens=PREFILL_TOKENS
         )
@@ -95,7 +95,7 @@ class RolloutEngine:
             cuda_graphs=self.cuda_graphs,
         )
         while scheduler.left:
-            for samples, tokens in _rounds(scheduler, runner):
+            for samples, tokens in rounds(scheduler, runner):
                 ended = self._record(samples, tokens, runner, on_token)
                 if ended:
                     scheduler.finish(ended)
@@ -105,7 +105,7 @@ class RolloutEngine:
                 for sample in ended:
                     yield sample.index, self._completion(sample)
 
-    def _pool(self, requests: Sequence[Request]) -> PagePool:
+    def pool_for(self, requests: Sequence[Request]) -> PagePool:
         """Pages for these requests; ValueError for one that could never run."""
         pool = PagePool(self.pages, self.page_size)
         needed = [pool.pages_for(_most_tokens(request)) for request in requests]
@@ -168,7 +168,7 @@ class RolloutEngine:
         return Completion(sample.tokens, sample.logprobs, truncated)
 
 
-def _rounds(scheduler: Scheduler, runner: Runner) -> Iterator[tuple[list[Sample], Tokens]]:
+def rounds(scheduler: Scheduler, runner: Runner) -> Iterator[tuple[list[Sample], Tokens]]:
     """New samples with their first tokens, as long as any start; then a few steps of all rows."""
     while True:
         rows = len(scheduler.running)
