@@ -50,6 +50,7 @@ TINY = (
     "train.micro_batch_tokens=100",  # several micro-batches an update
     "optim.lr=5e-4",  # not the recipe's, which may be tuned without moving any test's numbers
     "optim.warmup_steps=0",
+    "optim.half_life=0",
     "evaluate.budgets=[4,8]",
     "evaluate.problems=2",
     "evaluate.samples=1",

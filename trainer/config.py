@@ -129,7 +129,10 @@ class AlgorithmSettings:
 class OptimSettings:
     lr: Pos
     warmup_steps: Count
-    """Linear, in optimizer steps; constant afterwards."""
+    """Linear, in optimizer steps."""
+    half_life: Count
+    """Optimizer steps in which the learning rate halves, from the first on; 0: constant. It knows
+    no end, so a run that is made longer goes on as it would have."""
     beta1: Share
     beta2: Share
     eps: Pos

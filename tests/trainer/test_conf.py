@@ -45,7 +45,8 @@ def test_l1_exact_at_paper_scale_is_the_recipe():
     assert (c.algorithm.clip_low, c.algorithm.clip_high) == (0.2, 0.2)
     assert (c.algorithm.kl_coef, c.algorithm.kl_grad) == (0.001, "k3")
     assert (c.algorithm.entropy_coef, c.algorithm.normaliser) == (0.0, "token_mean")
-    assert (c.optim.lr, c.optim.warmup_steps, c.optim.grad_clip) == (1e-6, 0, 1.0)
+    assert (c.optim.lr, c.optim.grad_clip) == (1e-6, 1.0)
+    assert c.optim.warmup_steps == c.optim.half_life == 0  # constant
     assert (c.budget.mode, c.budget.law, c.budget.min, c.budget.max) == (
         "exact", "uniform", 100, 4000,
     )  # fmt: skip
