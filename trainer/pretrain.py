@@ -34,7 +34,7 @@ ROWS_MULTIPLE = 64  # the embedding is padded, so the vocabulary tail is met on 
 class Recipe:
     """Everything that decides the weights."""
 
-    steps: int = 1400
+    steps: int = 1200
     batch: int = 128
     lr: float = 3e-3
     hidden: int = 128

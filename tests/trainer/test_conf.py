@@ -67,9 +67,9 @@ def test_l1_max_differs_where_the_recipe_says():
     assert (small.model.path, small.rollout.max_response_tokens) == ("runs/l1_exact-embedded", 128)
 
 
-def test_the_embedded_exact_reward_costs_a_tenth_a_token():
+def test_the_embedded_exact_reward_costs_a_fifth_a_token():
     reward = make_config("scale=embedded").reward
-    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.1, rel=1e-5)
+    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.2, rel=1e-5)
 
 
 # Scale ----------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from trainer.embedded.chains import MIN_LENGTH, write_chain, write_natural_chain
 from trainer.embedded.task import NUMBERS, draw
 
 LONGEST = 104  # tokens
-TERMS = (3, 10)  # how many numbers, inclusive
-SPANS = (NUMBERS, (2, 60))  # their ranges, one half of the examples each
+TERMS = (4, 10)  # how many numbers, inclusive
+SPANS = (NUMBERS, (1, 25))  # their ranges, one half of the examples each
 MODES = (("none", 0.15), ("exact", 0.50), ("max", 0.35))  # shares of the examples
 
 

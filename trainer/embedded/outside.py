@@ -11,10 +11,10 @@ import random
 from trainer.embedded.task import as_problem, draw
 from trainer.types import Problem
 
-# name: (how many numbers, their range), both inclusive; task.py trains on (3, 8) and (2, 25).
+# name: (how many numbers, their range), both inclusive; task.py trains on (4, 8) and (1, 9).
 OUTSIDE = {
-    "embedded_long": ((9, 10), (2, 25)),
-    "embedded_large": ((3, 8), (26, 60)),
+    "embedded_long": ((9, 10), (1, 9)),
+    "embedded_large": ((4, 8), (10, 25)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Sums of three to eight numbers: endless, verifiable, and easier the longer one thinks.
+"""Sums of four to eight digits: endless, verifiable, and easier the longer one thinks.
 
 Every problem is a pure function of (seed, index, split). Train and held-out problems are disjoint
 by construction: the *multiset* of the numbers decides the split, so not even a reordering leaks.
@@ -12,8 +12,8 @@ import random
 from trainer.types import Problem
 
 SPLITS = ("train", "heldout")
-TERMS = (3, 8)  # how many numbers, inclusive
-NUMBERS = (2, 25)  # their range, inclusive
+TERMS = (4, 8)  # how many numbers, inclusive
+NUMBERS = (1, 9)  # their range, inclusive
 HELDOUT_SHARE = 8  # one multiset in so many is held out
 
 
@@ -41,7 +41,7 @@ def draw_numbers(seed: int, index: int, split: str) -> list[int]:
 
 
 def make_problem(seed: int, index: int, split: str) -> Problem:
-    """Problem `index` of a split. Example: Problem("train-4", "3+14+7=?", ("24",))."""
+    """Problem `index` of a split. Example: Problem("train-4", "3+9+7+4=?", ("23",))."""
     return as_problem(f"{split}-{index}", draw_numbers(seed, index, split))
 
 
