@@ -65,6 +65,7 @@ def test_l1_max_differs_where_the_recipe_says():
     assert c.model.path == exact.dir, "it starts from where L1-Exact ends"
     small = make_config("scale=embedded", "+experiment=l1_max")
     assert (small.model.path, small.rollout.max_response_tokens) == ("runs/l1_exact-embedded", 128)
+    assert small.reward.alpha_factor * small.reward.alpha_max == pytest.approx(0.5, rel=1e-5)
 
 
 def test_the_embedded_exact_reward_costs_a_fifth_a_token():

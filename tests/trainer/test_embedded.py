@@ -68,7 +68,7 @@ def test_chains_have_exactly_the_asked_number_of_tokens(tokenizer):
 
 def test_largest_sum_fits_the_shortest_chain():
     numbers = [max(high for _, high in corpus.SPANS)] * corpus.TERMS[1]
-    assert chain_text(numbers, MIN_LENGTH).endswith("{600}<|end|>")
+    assert chain_text(numbers, MIN_LENGTH).endswith("{250}<|end|>")
 
 
 @pytest.mark.parametrize("write", [write_chain, write_natural_chain])
@@ -78,7 +78,7 @@ def test_shorter_than_the_closing_is_refused(write):
 
 
 def test_a_natural_chain_keeps_its_room_and_takes_what_the_sum_asks_for():
-    used = {3: [], 8: []}
+    used = {4: [], 8: []}
     for index in range(400):
         numbers, room = draw_numbers(1, index, "train"), LENGTHS[index % len(LENGTHS)]
         assert len(write_natural_chain(numbers, room, random.Random(index))) <= room
@@ -86,7 +86,7 @@ def test_a_natural_chain_keeps_its_room_and_takes_what_the_sum_asks_for():
             text = "".join(write_natural_chain(numbers, LONGEST, random.Random(index)))
             used[len(numbers)].append(len(lines_of(text)))
             assert not set(FILLERS) & set(re.findall(r"[a-z]+ ", text)) - {CHECK}
-    assert 2 <= min(used[3]) < max(used[3]) <= 5  # two lines and none to both checked
+    assert 3 <= min(used[4]) < max(used[4]) <= 8  # three lines, none to all checked, two mended
     assert min(used[8]) >= 7
 
 
