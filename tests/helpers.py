@@ -20,7 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from trainer import loop, preflight, run
+from trainer import loop, preflight, run, step
 from trainer.checkpoint import find_checkpoint
 from trainer.config import Config, parse_config
 from trainer.embedded.tokenizer import build_tokenizer
@@ -116,10 +116,15 @@ def tiny_trainer(base: Path, *changes: str) -> Trainer:
     return build_trainer(tiny_config(base, base / "run", *changes))[0]
 
 
-def run_here(base: Path, folder: Path, *changes: str) -> Run:
-    """A run in this process, to its end, but for the plots; the signals stay pytest's."""
+def make_run(base: Path, folder: Path, *changes: str) -> Run:
+    """What run_loop takes; the signals stay pytest's."""
     config = tiny_config(base, folder, *changes)
-    job = Run(config, *build_trainer(config), folder, StopFlag())
+    return Run(config, *build_trainer(config), folder, StopFlag())
+
+
+def run_here(base: Path, folder: Path, *changes: str) -> Run:
+    """A run in this process, to its end, but for the plots."""
+    job = make_run(base, folder, *changes)
     with one_thread(), mock.patch.object(loop, "draw"):
         assert run_loop(job)
     return job
@@ -184,7 +189,8 @@ def _process(
     signal_at: tuple[str, int, tuple[int, ...]] | None = None,
     may_load: bool = True,
 ) -> None:
-    """With `signal_at` = (phase, steps done, signals) it sends itself these signals there.
+    """With `signal_at` = (phase, steps done, signals) it sends itself these signals there; beside
+    the phases of Trainer.on_phase there are "start-up", "grading", "backward" and "saving".
 
     Without `may_load` it exits with 99 when it comes to load a model. What is replaced below is
     gone with the process.
@@ -197,27 +203,44 @@ def _process(
     if not may_load:
         preflight.load_model = lambda *_, **__: os._exit(99)
     if signal_at is not None:
-        run.run_loop = _run_loop_with_signals(*signal_at)
+        _send_signals(*signal_at)
     run.main()
 
 
-def _run_loop_with_signals(phase: str, steps_done: int, signals: tuple[int, ...]) -> Any:
-    left = list(signals)
+def _send_signals(phase: str, steps_done: int, signals: tuple[int, ...]) -> None:
+    """Has the process send itself the signals, once, when it comes to the phase."""
+    left, job = list(signals), {}
+
+    def send(name: str) -> None:
+        done = job["run"].trainer.step if job else 0
+        while left and (name, done) == (phase, steps_done):
+            os.kill(os.getpid(), left.pop(0))
+
+    def announce(module: Any, function: str, name: str) -> None:
+        inner = getattr(module, function)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            send(name)
+            return inner(*args, **kwargs)
+
+        setattr(module, function, outer)
+
+    def remember(started: Run) -> bool:
+        job["run"] = started
+        return run_loop(started)
+
+    def signalling_hook(*parts: Any) -> Any:
+        inner = phase_hook(*parts)
+
+        def on_phase(name: str, done: int, total: int) -> None:
+            send(name)
+            inner(name, done, total)
+
+        return on_phase
+
     phase_hook = loop.phase_hook
-
-    def with_signals(job: Run) -> bool:
-        def signalling_hook(*parts: Any) -> Any:
-            inner = phase_hook(*parts)
-
-            def on_phase(name: str, done: int, total: int) -> None:
-                if (name, job.trainer.step) == (phase, steps_done):
-                    while left:
-                        os.kill(os.getpid(), left.pop(0))
-                inner(name, done, total)
-
-            return on_phase
-
-        loop.phase_hook = signalling_hook
-        return run_loop(job)
-
-    return with_signals
+    loop.phase_hook, run.run_loop = signalling_hook, remember
+    announce(preflight, "load_model", "start-up")
+    announce(step, "grade", "grading")
+    announce(torch.Tensor, "backward", "backward")
+    announce(loop, "write_state", "saving")

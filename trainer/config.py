@@ -197,6 +197,16 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class ResumeSettings:
+    checkpoint: str
+    """auto: continue the run folder's newest; never: refuse if there is one; or a folder."""
+    allow_older: bool
+    """Pass over damaged ones to the newest that is whole; what was done behind it is lost."""
+    allow_changes: tuple[str, ...] | None
+    """Settings, by the start of their key, that may differ from the checkpoint's; null: none."""
+
+
+@dataclass(frozen=True)
 class Config:
     name: str
     """Names the run folder."""
@@ -204,8 +214,6 @@ class Config:
     dir: str
     """Run folder."""
     seed: Count
-    resume: str
-    """auto: continue what is in the run folder; never: refuse if there is any; or a checkpoint."""
     threads: Count
     """CPU threads; 0 leaves torch's choice."""
     model: ModelSettings
@@ -220,6 +228,7 @@ class Config:
     evaluate: EvaluateSettings
     checkpoint: CheckpointSettings
     log: LogSettings
+    resume: ResumeSettings
 
 
 def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.checkpoint import CheckpointError
+from trainer.closing import Closing
 from trainer.config import CONF, Config, ConfigError, parse_config
 from trainer.loop import Run, run_loop
 from trainer.preflight import build_trainer, check_packages, resolve_device
@@ -52,13 +53,9 @@ def composed(raw: DictConfig) -> None:
         run = prepare(parse_config(OmegaConf.to_container(raw, resolve=True)))
     except (ValueError, CheckpointError) as error:  # ConfigError is a ValueError
         sys.exit(fail(error))
-    try:
-        complete = run_loop(run)
-    except (ConfigError, CheckpointError, FloatingPointError) as error:
-        fail(error)
-        sys.exit(1)
-    if complete:
-        print(f"done: {run.folder}/evaluation.png; samples: python -m trainer.samples {run.folder}")
+    with Closing(run, sys.argv[1:]) as closing:
+        run_loop(run)
+    sys.exit(closing.code)
 
 
 def compose_config(arguments: Sequence[str]) -> Config:
