@@ -68,9 +68,9 @@ def test_l1_max_differs_where_the_recipe_says():
     assert small.reward.alpha_factor * small.reward.alpha_max == pytest.approx(0.5, rel=1e-5)
 
 
-def test_the_embedded_exact_reward_costs_a_fifth_a_token():
+def test_the_embedded_exact_reward_costs_a_third_a_token():
     reward = make_config("scale=embedded").reward
-    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.2, rel=1e-5)
+    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.35, rel=1e-5)
 
 
 # Scale ----------------------------------------------------------------------------------------
