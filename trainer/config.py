@@ -71,8 +71,8 @@ class RewardSettings:
     delta: Share
     """Reward of a correct max row exactly at its budget."""
     alpha_factor: Pos
-    """Multiplies both alphas: 1 for the paper's budgets of 100-4000 tokens, more for shorter ones,
-    so that a token too many costs more than the accuracy it can buy."""
+    """Multiplies both alphas: 1 for the paper's budgets; more for short ones, where a token too
+    many would else cost less than the accuracy it buys."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,7 @@ class OptimSettings:
     warmup_steps: Count
     """Linear, in optimizer steps."""
     half_life: Count
-    """Optimizer steps in which the learning rate halves, from the first on; 0: constant. It knows
-    no end, so a run that is made longer goes on as it would have."""
+    """Optimizer steps in which the rate halves, 0: never. No end in it: a run can be made longer."""
     beta1: Share
     beta2: Share
     eps: Pos
