@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,13 +161,13 @@ class Finished:
 
 # A server imports everything once (AdamW wants torch._dynamo) and forks each process from that: a
 # fresh one within milliseconds.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
 
 
 def start_process(log: Path, arguments: list[str], **changes: Any) -> multiprocessing.Process:
     """`python -m trainer.run` with `arguments`, all output to `log`; see _process for `changes`."""
-    process = _PROCESSES.Process(target=_process, args=(log, arguments), kwargs=changes)
+    process = PROCESSES.Process(target=_process, args=(log, arguments), kwargs=changes)
     process.start()
     return process
 
@@ -187,14 +187,19 @@ def _process(
     arguments: list[str],
     *,
     signal_at: tuple[str, int, tuple[int, ...]] | None = None,
+    fail_at: tuple[str, int] | None = None,
     may_load: bool = True,
+    rank: tuple[int, int, int] | None = None,
 ) -> None:
     """With `signal_at` = (phase, steps done, signals) it sends itself these signals there; beside
     the phases of Trainer.on_phase there are "start-up", "grading", "backward" and "saving".
 
-    Without `may_load` it exits with 99 when it comes to load a model. What is replaced below is
-    gone with the process.
+    With `fail_at` = (phase, steps done) it fails there. Without `may_load` it exits with 99 when it
+    comes to load a model. `rank`: see tests/ranks.py. What is replaced below is gone with the
+    process.
     """
+    if rank is not None:
+        set_rank(*rank)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -203,24 +208,40 @@ def _process(
     if not may_load:
         preflight.load_model = lambda *_, **__: os._exit(99)
     if signal_at is not None:
-        _send_signals(*signal_at)
+        left = list(signal_at[2])
+        _at(
+            *signal_at[:2],
+            lambda: [os.kill(os.getpid(), left.pop(0)) for _ in signal_at[2] if left],
+        )
+    if fail_at is not None:
+        _at(*fail_at, _fail)
     run.main()
 
 
-def _send_signals(phase: str, steps_done: int, signals: tuple[int, ...]) -> None:
-    """Has the process send itself the signals, once, when it comes to the phase."""
-    left, job = list(signals), {}
+def set_rank(rank: int, size: int, port: int) -> None:
+    """What torchrun tells each process of a run, by its environment."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
-    def send(name: str) -> None:
+
+def _fail() -> None:
+    raise FloatingPointError("on purpose")
+
+
+def _at(phase: str, steps_done: int, happens: Callable[[], Any]) -> None:
+    """Calls `happens` whenever the process comes to the phase behind so many steps."""
+    job = {}
+
+    def here(name: str) -> None:
         done = job["run"].trainer.step if job else 0
-        while left and (name, done) == (phase, steps_done):
-            os.kill(os.getpid(), left.pop(0))
+        if (name, done) == (phase, steps_done):
+            happens()
 
     def announce(module: Any, function: str, name: str) -> None:
         inner = getattr(module, function)
 
         def outer(*args: Any, **kwargs: Any) -> Any:
-            send(name)
+            here(name)
             return inner(*args, **kwargs)
 
         setattr(module, function, outer)
@@ -229,17 +250,17 @@ def _send_signals(phase: str, steps_done: int, signals: tuple[int, ...]) -> None
         job["run"] = started
         return run_loop(started)
 
-    def signalling_hook(*parts: Any) -> Any:
+    def announcing_hook(*parts: Any) -> Any:
         inner = phase_hook(*parts)
 
         def on_phase(name: str, done: int, total: int) -> None:
-            send(name)
+            here(name)
             inner(name, done, total)
 
         return on_phase
 
     phase_hook = loop.phase_hook
-    loop.phase_hook, run.run_loop = signalling_hook, remember
+    loop.phase_hook, run.run_loop = announcing_hook, remember
     announce(preflight, "load_model", "start-up")
     announce(step, "grade", "grading")
     announce(torch.Tensor, "backward", "backward")

@@ -7,16 +7,12 @@ not here, so every field is required and `conf/` is the one place to read them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from trainer.settings import ConfigError, Count, NonNeg, Pos, PosInt, Share, build_settings
 
 __all__ = ["Config", "ConfigError", "parse_config"]  # and the settings of each group
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 @dataclass(frozen=True)
@@ -145,6 +141,9 @@ class OptimSettings:
 @dataclass(frozen=True)
 class TrainSettings:
     steps: PosInt
+    parallel: Literal["replicated", "fsdp"]
+    """Whether each of several processes (docs/distributed.md) holds all masters, moments and
+    gradients, or a part of them."""
     micro_batch_tokens: PosInt
     """Packed tokens a forward and backward pass."""
     share_prompts: Literal["auto", True, False]
@@ -228,23 +227,6 @@ class Config:
     checkpoint: CheckpointSettings
     log: LogSettings
     resume: ResumeSettings
-
-
-def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """conf/FOLDER/config.yaml with hydra's overrides, as a plain mapping.
-
-    For commands beside trainer.run, which hydra starts itself. ConfigError for what it refuses.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_dir(str(CONF / folder), version_base="1.3"):
-            return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

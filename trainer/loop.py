@@ -15,9 +15,11 @@ from trainer.preflight import CHECKPOINTS, config_dict, environment
 from trainer.progress import Progress
 from trainer.record import EVALUATIONS, METRICS, Recorder, read_rows
 from trainer.resume import resume, write_state
+from trainer.shards import whole_state
 from trainer.signals import StopFlag, Stopped
 from trainer.step import Trainer, train_step
 from trainer.types import Problem
+from trainer.world import Muted
 
 
 @dataclass
@@ -43,14 +45,13 @@ class Run:
 
 def run_loop(run: Run) -> bool:
     """Train to the last step, or until a stop is asked for; True when the run is complete."""
-    config, trainer = run.config, run.trainer
+    config, trainer, world = run.config, run.trainer, run.trainer.world
     run.saved, changed = resume(config, trainer, run.checkpoints)
     run.saved_step, run.begun = trainer.step, True
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(run.folder / "config.json", config_dict(config))
-    write_json_atomic(run.folder / "environment.json", environment())
-    recorder = Recorder(run.folder, config.log, trainer.step if run.saved else -1)
-    with Progress(config.train.steps, trainer.step, config.name) as progress:
+    recorder = open_folder(run) if world.leads else Muted()
+    with (
+        Progress(config.train.steps, trainer.step, config.name) if world.leads else Muted()
+    ) as progress:
         if run.saved:
             progress.message(f"continuing {run.saved} behind step {trainer.step}")
             for line in changed:
@@ -59,7 +60,8 @@ def run_loop(run: Run) -> bool:
         try:
             evaluate_if_due(run, recorder, progress)
             while trainer.step < config.train.steps:
-                run.stop.poll()
+                with world.together():
+                    run.stop.poll()
                 stats = train_step(trainer)
                 recorder.train(stats)
                 progress.step(stats)
@@ -67,13 +69,24 @@ def run_loop(run: Run) -> bool:
                 save_if_due(run, recorder, progress)
         except Stopped:
             # A stop right behind a periodic save finds nothing new to save.
-            if trainer.step and not (run.checkpoints / f"step-{trainer.step:08d}").is_dir():
+            saved = (run.checkpoints / f"step-{trainer.step:08d}").is_dir()
+            if trainer.step and not world.tell(saved):
                 save(run, recorder, progress, last=True)
             return False
         finally:
             recorder.close()
-    draw(run.folder)
+    if world.leads:
+        draw(run.folder)
     return True
+
+
+def open_folder(run: Run) -> Recorder:
+    """The run's folder with its configuration, its logs cut back to where the run goes on."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(run.folder / "config.json", config_dict(run.config))
+    ranks = {"processes": run.trainer.world.size}
+    write_json_atomic(run.folder / "environment.json", environment() | ranks)
+    return Recorder(run.folder, run.config.log, run.trainer.step if run.saved else -1)
 
 
 def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
@@ -88,7 +101,7 @@ def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
         phase = "during"
     else:
         return
-    if recorder.evaluated(step, phase):
+    if trainer.world.tell(recorder.evaluated(step, phase)):
         return
     result = evaluate(
         config.evaluate,
@@ -99,6 +112,7 @@ def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
         mode="exact" if config.budget.mode == "dual" else config.budget.mode,
         require_think=config.data.require_think,
         seed=config.seed,
+        world=trainer.world,
         on_progress=lambda done, total: trainer.on_phase("evaluate", done, total),
     )
     row = {"step": step, "phase": phase, **result}
@@ -130,14 +144,18 @@ def save(run: Run, recorder: Recorder, progress: Progress, *, last: bool) -> Non
     `last`: no other save will follow, so a failure is one of the run: CheckpointError.
     """
     recorder.sync()
+    trainer = run.trainer
+    state = whole_state(trainer.model, trainer.optimizer, trainer.world)
+    if not trainer.world.leads:
+        return
     try:
         run.saved = save_checkpoint(
             run.checkpoints,
-            run.trainer.step,
-            lambda folder: write_state(run.trainer, folder),
+            trainer.step,
+            lambda folder: write_state(trainer, folder, *state),
             keep=run.config.checkpoint.keep,
         )
-        run.saved_step, run.failed_saves = run.trainer.step, 0
+        run.saved_step, run.failed_saves = trainer.step, 0
     except CheckpointError as error:
         run.failed_saves += 1
         progress.message(f"checkpoint failed ({run.failed_saves} in a row): {error}")

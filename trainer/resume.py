@@ -5,25 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from trainer.checkpoint import (
     find_checkpoint,
     load_optimizer_tensors,
-    optimizer_tensors,
     read_state,
     verify_checkpoint,
 )
 from trainer.config import Config, ConfigError
 from trainer.data.stream import Cursor
 from trainer.files import load_tensors, save_tensors, write_json_atomic
-from trainer.model import copy_tokenizer, load_model, save_model
+from trainer.model import Decoder, copy_tokenizer, load_model, save_model
 from trainer.preflight import config_dict, find_model
 from trainer.settings import changes, flatten
+from trainer.shards import fill, part_like
 from trainer.step import Trainer
 
 # Settings that may differ between a checkpoint and the run that continues it.
 FREE_KEYS = (
     "train.steps",
     "train.self_check_every",
+    "train.parallel",  # nor the number of ranks: both change the order of sums only
     "evaluate.",
     "checkpoint.",
     "log.",
@@ -35,12 +38,21 @@ FREE_KEYS = (
 CONTENTS = "data.train (contents)"  # the problems themselves, in a diff
 
 
-def write_state(trainer: Trainer, folder: Path) -> None:
-    """Model in HF layout, tokenizer, optimizer and counters. No RNG state: seeds are derived."""
+def write_state(
+    trainer: Trainer,
+    folder: Path,
+    model: Decoder,
+    tensors: dict[str, Tensor],
+    steps: dict[str, int],
+) -> None:
+    """Model in HF layout, tokenizer, optimizer and counters. No RNG state: seeds are derived.
+
+    `model`, `tensors`, `steps` are shards.whole_state: nothing here depends on how many ranks
+    there are.
+    """
     config, optimizer = trainer.config, trainer.optimizer
-    save_model(trainer.model, folder)
+    save_model(model, folder)
     copy_tokenizer(find_model(config.model.path), folder)
-    tensors, steps = optimizer_tensors(optimizer.adamw, dict(trainer.model.named_parameters()))
     save_tensors(folder / "optim.safetensors", tensors)
     state = {
         "step": trainer.step,
@@ -60,9 +72,22 @@ def write_state(trainer: Trainer, folder: Path) -> None:
 def resume(config: Config, trainer: Trainer, root: Path) -> tuple[Path | None, list[str]]:
     """Load what resume.checkpoint names, or the newest under `root`: (its folder, what changed).
 
-    (None, []) when there is nothing to continue. The list has a line for each change that
+    (None, []) when there is nothing to continue. Rank 0 chooses and verifies, all load: the folder
+    must be there for each of them. The list has a line for each change that
     resume.allow_changes let pass. ConfigError for other changes, CheckpointError for damage.
     """
+    world = trainer.world
+    checkpoint = world.tell(choose_checkpoint(config, root) if world.leads else None)
+    if checkpoint is None:
+        return None, []
+    state = read_state(checkpoint)
+    changed = refuse_changes(state, config, trainer.stream.fingerprint, checkpoint)
+    load_state(trainer, checkpoint, state)
+    return checkpoint, changed
+
+
+def choose_checkpoint(config: Config, root: Path) -> Path | None:
+    """What resume.checkpoint names, or the newest under `root`, verified."""
     settings = config.resume
     if settings.checkpoint not in ("auto", "never"):
         checkpoint: Path | None = Path(settings.checkpoint)
@@ -71,12 +96,7 @@ def resume(config: Config, trainer: Trainer, root: Path) -> tuple[Path | None, l
         checkpoint = find_checkpoint(root, allow_older=settings.allow_older)
         if settings.checkpoint == "never" and checkpoint is not None:
             raise ConfigError(f"resume: never, but {checkpoint} exists; choose another dir=")
-    if checkpoint is None:
-        return None, []
-    state = read_state(checkpoint)
-    changed = refuse_changes(state, config, trainer.stream.fingerprint, checkpoint)
-    load_state(trainer, checkpoint, state)
-    return checkpoint, changed
+    return checkpoint
 
 
 def refuse_changes(
@@ -101,14 +121,14 @@ def refuse_changes(
 def load_state(trainer: Trainer, checkpoint: Path, state: dict[str, Any]) -> None:
     """Weights, moments, schedule and cursor of a verified checkpoint, into a fresh trainer."""
     loaded = load_model(checkpoint, dtype=trainer.model.head_weight.dtype)
-    trainer.model.load_state_dict(loaded.state_dict())
+    fill(trainer.model, loaded.state_dict())
     optimizer, kept = trainer.optimizer, state["optimizer"]
-    load_optimizer_tensors(
-        optimizer.adamw,
-        dict(trainer.model.named_parameters()),
-        load_tensors(checkpoint / "optim.safetensors"),
-        kept["steps"],
-    )
+    parameters = dict(trainer.model.named_parameters())
+    moments = load_tensors(checkpoint / "optim.safetensors")
+    for key, tensor in moments.items():
+        owner = parameters.get(key.rpartition(".")[0])
+        moments[key] = tensor if owner is None else part_like(tensor, owner)
+    load_optimizer_tensors(optimizer.adamw, parameters, moments, kept["steps"])
     counts = {name: kept[name] for name in ("updates", "skipped", "skips_in_row")}
     optimizer.restore(**counts)
     trainer.step, trainer.cursor = state["step"], Cursor(**state["cursor"])

@@ -82,7 +82,8 @@ def run_job(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", failing)
         job = make_run(base, folder, *QUIET, f"checkpoint.every={every}")
-        with closing.Closing(job, ["+experiment=l1_exact"]) as end:
+        with closing.Closing(["+experiment=l1_exact"]) as end:
+            end.begin(job)
             loop.run_loop(job)
     return end
 
@@ -90,7 +91,8 @@ def run_job(
 def test_a_refused_resume_says_nothing_of_continuing(tiny_base, tmp_path, capfd):
     run_here(tiny_base, tmp_path / "run", *QUIET)
     job = make_run(tiny_base, tmp_path / "run", *QUIET, "resume=never")
-    with closing.Closing(job, []) as end:
+    with closing.Closing([]) as end:
+        end.begin(job)
         loop.run_loop(job)
     assert end.code == 1
     said = capfd.readouterr().err
@@ -102,14 +104,15 @@ def test_t04_failed_saves(fails_at, tiny_base, tmp_path, monkeypatch, capfd):
     """One in the middle harms nothing; without the last one the run has not ended well."""
     job = make_run(tiny_base, tmp_path / "run", *QUIET)
 
-    def full(trainer, folder):
+    def full(trainer, folder, *state):
         if trainer.step == fails_at:
             raise OSError(28, "No space left on device")
-        resume.write_state(trainer, folder)
+        resume.write_state(trainer, folder, *state)
 
     monkeypatch.setattr(loop, "write_state", full)
     monkeypatch.setattr(loop, "draw", lambda folder: None)
-    with closing.Closing(job, []) as end:
+    with closing.Closing([]) as end:
+        end.begin(job)
         loop.run_loop(job)
     output = capfd.readouterr()
     assert "checkpoint failed (1 in a row): could not save step" in output.out
@@ -121,7 +124,7 @@ def test_t04_failed_saves(fails_at, tiny_base, tmp_path, monkeypatch, capfd):
 def test_t04_so_many_failed_saves_in_a_row_stop_the_run(tiny_base, tmp_path, monkeypatch):
     job = make_run(tiny_base, tmp_path / "run", *QUIET, "checkpoint.max_failures=2")
 
-    def full(trainer, folder):
+    def full(trainer, folder, *state):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(loop, "write_state", full)
