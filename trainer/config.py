@@ -127,7 +127,7 @@ class OptimSettings:
     warmup_steps: Count
     """Linear, in optimizer steps."""
     half_life: Count
-    """Optimizer steps in which the rate halves, 0: never. No end in it: a run can be made longer."""
+    """Optimizer steps in which the rate halves; 0: constant. A run can be made longer."""
     beta1: Share
     beta2: Share
     eps: Pos
