@@ -67,8 +67,8 @@ class RewardSettings:
     delta: Share
     """Reward of a correct max row exactly at its budget."""
     alpha_factor: Pos
-    """Multiplies both alphas: 1 for the paper's budgets of 100-4000 tokens, more for shorter ones,
-    so that a token too many costs more than the accuracy it can buy."""
+    """Multiplies both alphas: 1 for the paper's budgets; more for short ones, where a token too
+    many would else cost less than the accuracy it buys."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ class AlgorithmSettings:
 class OptimSettings:
     lr: Pos
     warmup_steps: Count
-    """Linear, in optimizer steps; constant afterwards."""
+    """Linear, in optimizer steps."""
+    half_life: Count
+    """Optimizer steps in which the rate halves; 0: constant. A run can be made longer."""
     beta1: Share
     beta2: Share
     eps: Pos

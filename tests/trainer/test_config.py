@@ -16,7 +16,7 @@ ZERO_IS_FINE = {
     "memory.budget_gib",
     "seed", "threads", "reward.alpha_exact", "reward.alpha_max", "reward.delta", "rollout.top_k",
     "rollout.pages", "algorithm.clip_low", "algorithm.clip_high", "algorithm.kl_coef",
-    "algorithm.entropy_coef", "optim.warmup_steps", "optim.beta1", "optim.beta2",
+    "algorithm.entropy_coef", "optim.warmup_steps", "optim.half_life", "optim.beta1", "optim.beta2",
     "optim.weight_decay", "evaluate.every", "evaluate.temperature",
     "train.self_check_every",
 }  # fmt: skip
@@ -148,7 +148,7 @@ def test_nothing_may_be_missing(key):
 
 def test_unknown_keys_are_refused_with_those_there_are():
     assert_refused("bogus", 1, "there are name, scale, dir")
-    assert_refused("optim.learning_rate", 1e-4, "there are lr, warmup_steps")
+    assert_refused("optim.learning_rate", 1e-4, "there are lr, warmup_steps, half_life")
     assert_refused("model._target_", "os.system", "no such setting")
 
 
