@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +21,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from trainer import loop, preflight, run
+from trainer import loop, preflight, run, step
 from trainer.checkpoint import find_checkpoint
 from trainer.config import Config, parse_config
 from trainer.embedded.tokenizer import build_tokenizer
@@ -113,10 +114,15 @@ def tiny_trainer(base: Path, *changes: str) -> Trainer:
     return build_trainer(tiny_config(base, base / "run", *changes))[0]
 
 
-def run_here(base: Path, folder: Path, *changes: str) -> Run:
-    """A run in this process, to its end, but for the plots; the signals stay pytest's."""
+def make_run(base: Path, folder: Path, *changes: str) -> Run:
+    """What run_loop takes; the signals stay pytest's."""
     config = tiny_config(base, folder, *changes)
-    job = Run(config, *build_trainer(config), folder, StopFlag())
+    return Run(config, *build_trainer(config), folder, StopFlag())
+
+
+def run_here(base: Path, folder: Path, *changes: str) -> Run:
+    """A run in this process, to its end, but for the plots."""
+    job = make_run(base, folder, *changes)
     with one_thread(), mock.patch.object(loop, "draw"):
         assert run_loop(job)
     return job
@@ -183,7 +189,8 @@ def _process(
     may_load: bool = True,
     rank: tuple[int, int, int] | None = None,
 ) -> None:
-    """With `signal_at` = (phase, steps done, signals) it sends itself these signals there.
+    """With `signal_at` = (phase, steps done, signals) it sends itself these signals there; beside
+    the phases of Trainer.on_phase there are "start-up", "grading", "backward" and "saving".
 
     With `fail_at` = (phase, steps done) it fails there. Without `may_load` it exits with 99 when it
     comes to load a model. `rank`: see tests/ranks.py. What is replaced below is gone with the
@@ -200,12 +207,9 @@ def _process(
         preflight.load_model = lambda *_, **__: os._exit(99)
     if signal_at is not None:
         phase, steps_done, signals = signal_at
-        left = list(signals)
-        run.run_loop = _run_loop_with(
-            phase, steps_done, lambda: [os.kill(os.getpid(), left.pop(0)) for _ in signals if left]
-        )
+        _interrupt(phase, steps_done, [partial(os.kill, os.getpid(), s) for s in signals])
     if fail_at is not None:
-        run.run_loop = _run_loop_with(*fail_at, _fail)
+        _interrupt(*fail_at, [_fail])
     run.main()
 
 
@@ -219,21 +223,40 @@ def _fail() -> None:
     raise FloatingPointError("on purpose")
 
 
-def _run_loop_with(phase: str, steps_done: int, happens: Callable[[], Any]) -> Any:
+def _interrupt(phase: str, steps_done: int, events: list[Callable[[], None]]) -> None:
+    """Has the events happen, once, when the process comes to the phase."""
+    left, job = list(events), {}
+
+    def send(name: str) -> None:
+        done = job["run"].trainer.step if job else 0
+        while left and (name, done) == (phase, steps_done):
+            left.pop(0)()
+
+    def announce(module: Any, function: str, name: str) -> None:
+        inner = getattr(module, function)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            send(name)
+            return inner(*args, **kwargs)
+
+        setattr(module, function, outer)
+
+    def remember(started: Run) -> bool:
+        job["run"] = started
+        return run_loop(started)
+
+    def signalling_hook(*parts: Any) -> Any:
+        inner = phase_hook(*parts)
+
+        def on_phase(name: str, done: int, total: int) -> None:
+            send(name)
+            inner(name, done, total)
+
+        return on_phase
+
     phase_hook = loop.phase_hook
-
-    def with_event(job: Run) -> bool:
-        def hook(*parts: Any) -> Any:
-            inner = phase_hook(*parts)
-
-            def on_phase(name: str, done: int, total: int) -> None:
-                if (name, job.trainer.step) == (phase, steps_done):
-                    happens()
-                inner(name, done, total)
-
-            return on_phase
-
-        loop.phase_hook = hook
-        return run_loop(job)
-
-    return with_event
+    loop.phase_hook, run.run_loop = signalling_hook, remember
+    announce(preflight, "load_model", "start-up")
+    announce(step, "grade", "grading")
+    announce(torch.Tensor, "backward", "backward")
+    announce(loop, "write_state", "saving")

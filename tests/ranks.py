@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from tests.helpers import PROCESSES, Finished, set_rank, start_process, tiny_config
 from trainer.checkpoint import read_state
 from trainer.files import read_json
-from trainer.loop import load_state
 from trainer.preflight import build_trainer
+from trainer.resume import load_state
 from trainer.shards import is_divided, whole, whole_state
 from trainer.step import train_step
 from trainer.world import Joined, World
@@ -77,8 +77,10 @@ def _call(log: Path, rank: tuple[int, int, int], work: Callable[..., None], *res
     os.dup2(output, 2)
     set_rank(*rank)
     torch.set_num_threads(1)
-    with Joined("cpu", PATIENCE) as world:
+    joined = Joined("cpu", PATIENCE)
+    with joined as world:
         work(world, *rest)
+        joined.leave()
 
 
 # What the ranks do -----------------------------------------------------------------------------

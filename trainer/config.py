@@ -26,8 +26,7 @@ class ModelSettings:
     device: Literal["auto", "cpu", "cuda"]
     """auto takes CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16"]
-    """Compute type; masters and moments are always float32. auto: bfloat16 where the hardware
-    multiplies it."""
+    """Computes; masters and moments are float32. auto: bfloat16 where hardware multiplies it."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +143,11 @@ class OptimSettings:
 class TrainSettings:
     steps: PosInt
     parallel: Literal["replicated", "fsdp"]
-    """Whether each of several processes (docs/distributed.md) holds all masters, moments and
-    gradients, or a part of them."""
+    """Of several processes each holds all masters, or a part; see docs/distributed.md."""
     micro_batch_tokens: PosInt
     """Packed tokens a forward and backward pass."""
     share_prompts: Literal["auto", True, False]
-    """The samples of a group attend to one copy of their prompt; gradients are the same. auto: when
-    that saves a twentieth of the tokens."""
+    """One copy of a prompt for all its samples. auto: when that saves a twentieth of the tokens."""
     debug: bool
     """Assert ratio == 1 on the first mini-batch."""
     self_check_every: Count
@@ -197,6 +194,16 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class ResumeSettings:
+    checkpoint: str
+    """auto: continue the run folder's newest; never: refuse if there is one; or a folder."""
+    allow_older: bool
+    """Pass over damaged ones to the newest that is whole; what was done behind it is lost."""
+    allow_changes: tuple[str, ...] | None
+    """Settings, by the start of their key, that may differ from the checkpoint's; null: none."""
+
+
+@dataclass(frozen=True)
 class Config:
     name: str
     """Names the run folder."""
@@ -204,8 +211,6 @@ class Config:
     dir: str
     """Run folder."""
     seed: Count
-    resume: str
-    """auto: continue what is in the run folder; never: refuse if there is any; or a checkpoint."""
     threads: Count
     """CPU threads; 0 leaves torch's choice."""
     model: ModelSettings
@@ -220,6 +225,7 @@ class Config:
     evaluate: EvaluateSettings
     checkpoint: CheckpointSettings
     log: LogSettings
+    resume: ResumeSettings
 
 
 def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:

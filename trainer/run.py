@@ -19,12 +19,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.checkpoint import CheckpointError
+from trainer.closing import Closing
 from trainer.config import CONF, Config, ConfigError, parse_config
 from trainer.loop import Run, run_loop
 from trainer.preflight import build_trainer, check_packages, resolve_device
 from trainer.scale import resolve_scale
 from trainer.signals import StopFlag
-from trainer.world import Joined, RankError, World
+from trainer.world import Joined, RankError, World, is_first, rank_prefix
 
 # In conf/: `${per_scale:EMBEDDED,PAPER}` is the value for the scale of the run.
 OmegaConf.register_new_resolver(
@@ -40,7 +41,7 @@ def main() -> None:
         scale, why = resolve_scale(asked[-1] if asked else "auto")
     except ConfigError as error:
         sys.exit(fail(error))
-    if leads():
+    if is_first():
         print(f"scale: {scale} ({why}); choose with scale=embedded or scale=paper", flush=True)
     rest = [a for a in sys.argv[1:] if not a.startswith("scale=")]
     sys.argv = [sys.argv[0], f"scale={scale}", *rest]
@@ -50,21 +51,18 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def composed(raw: DictConfig) -> None:
     """What hydra composed, as an exit code."""
-    started = False
     try:
         check_packages()
         config = resolve_device(parse_config(OmegaConf.to_container(raw, resolve=True)))
-        with Joined(config.model.device) as world:
+        joined = Joined(config.model.device)
+        with joined as world:
             run = prepare(config, world)
-            started = True
-            complete = run_loop(run)
-    except (ValueError, CheckpointError, FloatingPointError, RankError) as error:
-        if started and isinstance(error, ValueError) and not isinstance(error, ConfigError):
-            raise  # ours to mend, not the user's
-        code = fail(error)
-        sys.exit(1 if started else code)
-    if complete and leads():
-        print(f"done: {run.folder}/evaluation.png; samples: python -m trainer.samples {run.folder}")
+    except (ValueError, CheckpointError, RankError) as error:  # ConfigError is a ValueError
+        sys.exit(fail(error))
+    with Closing(run, sys.argv[1:]) as closing, joined:
+        run_loop(run)
+        joined.leave()
+    sys.exit(closing.code)
 
 
 def compose_config(arguments: Sequence[str]) -> Config:
@@ -75,11 +73,6 @@ def compose_config(arguments: Sequence[str]) -> Config:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         raw = hydra.compose("config", list(arguments))
     return parse_config(OmegaConf.to_container(raw, resolve=True))
-
-
-def leads() -> bool:
-    """Whether this process is the one of torchrun's that prints; alone it is."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def prepare(config: Config, world: World) -> Run:
@@ -97,8 +90,7 @@ def prepare(config: Config, world: World) -> Run:
 
 def fail(error: Exception) -> int:
     """Say what is wrong, without a traceback: these errors are the user's to mend."""
-    rank = "" if leads() else f"rank {os.environ['RANK']}: "
-    print(f"{rank}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    print(f"{rank_prefix()}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -128,6 +128,12 @@ def test_wandb_is_a_name_or_nothing():
     assert_refused("log.wandb", True)
 
 
+def test_allowed_changes_are_keys_or_nothing():
+    assert parse_with("resume.allow_changes", ["optim."]).resume.allow_changes == ("optim.",)
+    for value in ([], [1], "optim.lr", True):
+        assert_refused("resume.allow_changes", value)
+
+
 @pytest.mark.parametrize("key", LEAVES)
 def test_nothing_may_be_missing(key):
     raw = raw_config("scale=embedded", "+experiment=l1_exact")
@@ -252,6 +258,6 @@ def test_a_config_cannot_change():
 def test_no_setting_has_a_default_in_code():
     """conf/ is the one place to read them."""
     classes = [c for n, c in vars(settings).items() if n.endswith("Settings")] + [Config]
-    assert len(classes) == 13
+    assert len(classes) == 14
     for field in (field for cls in classes for field in dataclasses.fields(cls)):
         assert field.default is field.default_factory is dataclasses.MISSING, field.name
