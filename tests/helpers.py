@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -206,16 +205,20 @@ def _process(
     if not may_load:
         preflight.load_model = lambda *_, **__: os._exit(99)
     if signal_at is not None:
-        phase, steps_done, signals = signal_at
-        _interrupt(phase, steps_done, [partial(os.kill, os.getpid(), s) for s in signals])
+        left = list(signal_at[2])
+        _at(
+            *signal_at[:2],
+            lambda: [os.kill(os.getpid(), left.pop(0)) for _ in signal_at[2] if left],
+        )
     if fail_at is not None:
-        _interrupt(*fail_at, [_fail])
+        _at(*fail_at, _fail)
     run.main()
 
 
 def set_rank(rank: int, size: int, port: int) -> None:
     """What torchrun tells each process of a run, by its environment."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
@@ -223,20 +226,20 @@ def _fail() -> None:
     raise FloatingPointError("on purpose")
 
 
-def _interrupt(phase: str, steps_done: int, events: list[Callable[[], None]]) -> None:
-    """Has the events happen, once, when the process comes to the phase."""
-    left, job = list(events), {}
+def _at(phase: str, steps_done: int, happens: Callable[[], Any]) -> None:
+    """Calls `happens` whenever the process comes to the phase behind so many steps."""
+    job = {}
 
-    def send(name: str) -> None:
+    def here(name: str) -> None:
         done = job["run"].trainer.step if job else 0
-        while left and (name, done) == (phase, steps_done):
-            left.pop(0)()
+        if (name, done) == (phase, steps_done):
+            happens()
 
     def announce(module: Any, function: str, name: str) -> None:
         inner = getattr(module, function)
 
         def outer(*args: Any, **kwargs: Any) -> Any:
-            send(name)
+            here(name)
             return inner(*args, **kwargs)
 
         setattr(module, function, outer)
@@ -245,17 +248,17 @@ def _interrupt(phase: str, steps_done: int, events: list[Callable[[], None]]) ->
         job["run"] = started
         return run_loop(started)
 
-    def signalling_hook(*parts: Any) -> Any:
+    def announcing_hook(*parts: Any) -> Any:
         inner = phase_hook(*parts)
 
         def on_phase(name: str, done: int, total: int) -> None:
-            send(name)
+            here(name)
             inner(name, done, total)
 
         return on_phase
 
     phase_hook = loop.phase_hook
-    loop.phase_hook, run.run_loop = signalling_hook, remember
+    loop.phase_hook, run.run_loop = announcing_hook, remember
     announce(preflight, "load_model", "start-up")
     announce(step, "grade", "grading")
     announce(torch.Tensor, "backward", "backward")

@@ -77,10 +77,8 @@ def _call(log: Path, rank: tuple[int, int, int], work: Callable[..., None], *res
     os.dup2(output, 2)
     set_rank(*rank)
     torch.set_num_threads(1)
-    joined = Joined("cpu", PATIENCE)
-    with joined as world:
+    with Joined("cpu", PATIENCE) as world:
         work(world, *rest)
-        joined.leave()
 
 
 # What the ranks do -----------------------------------------------------------------------------

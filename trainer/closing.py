@@ -13,25 +13,30 @@ from typing import TextIO
 from trainer.checkpoint import CheckpointError
 from trainer.config import ConfigError
 from trainer.loop import Run
-from trainer.world import RankError, rank_prefix
+from trainer.world import RankError, leads
 
 # Their messages say all that their user can use; anything else is a fault of ours, with its trace.
 EXPECTED = (ConfigError, CheckpointError, FloatingPointError, RankError)
+REFUSALS = (ValueError, CheckpointError, RankError)  # before anything has begun; see fail
 
 
 class Closing:
-    """Around `run_loop`: prints the last lines and leaves the process's exit code in `code`.
-
-    Of several ranks the first one does, and any that fails says so.
+    """Around a whole run: prints the last lines and leaves the process's exit code in `code`.
 
     An error ends here, at the edge of the process: hydra would print its own shortened trace below
-    the lines that a reader of the log looks for.
+    the lines that a reader of the log looks for. Of several processes rank 0 says where the run
+    stands, the others their own error alone.
     """
 
-    def __init__(self, run: Run, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str]) -> None:
         """`arguments` are those of the command line."""
-        self.run, self.arguments, self.code = run, list(arguments), 0
-        run.stop.last_words = lambda: self.lines("ended at once")
+        self.arguments, self.run, self.code = list(arguments), None, 0
+
+    def begin(self, run: Run) -> None:
+        """From here on there is a run to speak of."""
+        self.run = run
+        if leads():
+            run.stop.last_words = lambda: self.lines("ended at once")
 
     def __enter__(self) -> Closing:
         return self
@@ -42,20 +47,24 @@ class Closing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        run, leads = self.run, self.run.trainer.world.leads
-        if error is None and not leads:
+        run = self.run
+        if error is None:
+            if leads():
+                unfinished = run.trainer.step < run.config.train.steps
+                stopped = f"stopped by {run.stop.asked or 'another process'}"
+                say(self.lines(stopped) if unfinished else self.done(), sys.stdout)
             return False
-        if error is None and run.trainer.step < run.config.train.steps:
-            say(self.lines(f"stopped by {run.stop.asked or 'another rank'}"), sys.stdout)
-        elif error is None:
-            say(self.done(), sys.stdout)
-        elif isinstance(error, Exception):
-            self.code = 1
-            if not isinstance(error, EXPECTED):
-                traceback.print_exception(kind, error, trace)
-            what = f"{rank_prefix()}{type(error).__name__}: {error}"
-            say(self.lines(f"failed, {what}") if run.begun and leads else what, sys.stderr)
-        return isinstance(error, Exception)
+        if not isinstance(error, Exception):
+            return False
+        if run is None:
+            self.code = fail(error) if isinstance(error, REFUSALS) else 0
+            return bool(self.code)
+        self.code = 1
+        if not isinstance(error, EXPECTED):
+            traceback.print_exception(kind, error, trace)
+        what = described(error)
+        say(self.lines(f"failed, {what}") if run.begun and leads() else what, sys.stderr)
+        return True
 
     def lines(self, outcome: str) -> str:
         """Three lines for an end that is not the last step."""
@@ -90,12 +99,23 @@ class Closing:
         """
         own = self.run.saved is not None and self.run.saved.parent == self.run.checkpoints
         kept = [a for a in self.arguments if not (own and a.startswith(("resume=", "resume.")))]
-        size = self.run.trainer.world.size
-        here = os.environ.get("LOCAL_WORLD_SIZE", str(size))  # torchrun's, of this node
-        start = ["torchrun", f"--nproc-per-node={here}"] if size > 1 else ["python"]
+        here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun's word: processes of this node
+        start = ["python"] if here == "1" else ["torchrun", f"--nproc-per-node={here}"]
         return shlex.join([*start, "-m", "trainer.run", *kept, *changes])
 
 
 def say(text: str, file: TextIO) -> None:
     """Print at once: the process ends behind it."""
     print(text, file=file, flush=True)
+
+
+def fail(error: Exception) -> int:
+    """Says what is wrong, without a trace: these errors are the user's to mend. The exit code."""
+    say(described(error), sys.stderr)
+    return 2
+
+
+def described(error: Exception) -> str:
+    """Its kind and message, and whose it is where there are several processes."""
+    rank = "" if leads() else f"rank {os.environ['RANK']}: "
+    return f"{rank}{type(error).__name__}: {error}"

@@ -7,16 +7,12 @@ not here, so every field is required and `conf/` is the one place to read them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from trainer.settings import ConfigError, Count, NonNeg, Pos, PosInt, Share, build_settings
 
 __all__ = ["Config", "ConfigError", "parse_config"]  # and the settings of each group
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,8 @@ class ModelSettings:
     device: Literal["auto", "cpu", "cuda"]
     """auto takes CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16"]
-    """Computes; masters and moments are float32. auto: bfloat16 where hardware multiplies it."""
+    """Compute type; masters and moments are always float32. auto: bfloat16 where the hardware
+    multiplies it."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +140,13 @@ class OptimSettings:
 class TrainSettings:
     steps: PosInt
     parallel: Literal["replicated", "fsdp"]
-    """Of several processes each holds all masters, or a part; see docs/distributed.md."""
+    """Whether each of several processes (docs/distributed.md) holds all masters, moments and
+    gradients, or a part of them."""
     micro_batch_tokens: PosInt
     """Packed tokens a forward and backward pass."""
     share_prompts: Literal["auto", True, False]
-    """One copy of a prompt for all its samples. auto: when that saves a twentieth of the tokens."""
+    """The samples of a group attend to one copy of their prompt; gradients are the same. auto: when
+    that saves a twentieth of the tokens."""
     debug: bool
     """Assert ratio == 1 on the first mini-batch."""
     self_check_every: Count
@@ -226,23 +225,6 @@ class Config:
     checkpoint: CheckpointSettings
     log: LogSettings
     resume: ResumeSettings
-
-
-def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """conf/FOLDER/config.yaml with hydra's overrides, as a plain mapping.
-
-    For commands beside trainer.run, which hydra starts itself. ConfigError for what it refuses.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_dir(str(CONF / folder), version_base="1.3"):
-            return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

@@ -47,7 +47,8 @@ def write_state(
 ) -> None:
     """Model in HF layout, tokenizer, optimizer and counters. No RNG state: seeds are derived.
 
-    The last three are of shards.whole_state: nothing here depends on how many ranks there are.
+    `model`, `tensors`, `steps` are shards.whole_state: nothing here depends on how many ranks
+    there are.
     """
     config, optimizer = trainer.config, trainer.optimizer
     save_model(model, folder)
@@ -71,9 +72,9 @@ def write_state(
 def resume(config: Config, trainer: Trainer, root: Path) -> tuple[Path | None, list[str]]:
     """Load what resume.checkpoint names, or the newest under `root`: (its folder, what changed).
 
-    (None, []) when there is nothing to continue. The list has a line for each change that
+    (None, []) when there is nothing to continue. Rank 0 chooses and verifies, all load: the folder
+    must be there for each of them. The list has a line for each change that
     resume.allow_changes let pass. ConfigError for other changes, CheckpointError for damage.
-    Rank 0 chooses and verifies, all load: each must see the run's folder.
     """
     world = trainer.world
     checkpoint = world.tell(choose_checkpoint(config, root) if world.leads else None)

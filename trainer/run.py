@@ -18,14 +18,14 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.checkpoint import CheckpointError
-from trainer.closing import Closing
-from trainer.config import CONF, Config, ConfigError, parse_config
+from trainer.closing import Closing, fail
+from trainer.config import Config, ConfigError, parse_config
 from trainer.loop import Run, run_loop
 from trainer.preflight import build_trainer, check_packages, resolve_device
 from trainer.scale import resolve_scale
+from trainer.settings import CONF
 from trainer.signals import StopFlag
-from trainer.world import Joined, RankError, World, is_first, rank_prefix
+from trainer.world import Joined, World, leads
 
 # In conf/: `${per_scale:EMBEDDED,PAPER}` is the value for the scale of the run.
 OmegaConf.register_new_resolver(
@@ -41,7 +41,7 @@ def main() -> None:
         scale, why = resolve_scale(asked[-1] if asked else "auto")
     except ConfigError as error:
         sys.exit(fail(error))
-    if is_first():
+    if leads():
         print(f"scale: {scale} ({why}); choose with scale=embedded or scale=paper", flush=True)
     rest = [a for a in sys.argv[1:] if not a.startswith("scale=")]
     sys.argv = [sys.argv[0], f"scale={scale}", *rest]
@@ -51,17 +51,13 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def composed(raw: DictConfig) -> None:
     """What hydra composed, as an exit code."""
-    try:
+    with Closing(sys.argv[1:]) as closing:
         check_packages()
         config = resolve_device(parse_config(OmegaConf.to_container(raw, resolve=True)))
-        joined = Joined(config.model.device)
-        with joined as world:
+        with Joined(config.model.device) as world:
             run = prepare(config, world)
-    except (ValueError, CheckpointError, RankError) as error:  # ConfigError is a ValueError
-        sys.exit(fail(error))
-    with Closing(run, sys.argv[1:]) as closing, joined:
-        run_loop(run)
-        joined.leave()
+            closing.begin(run)
+            run_loop(run)
     sys.exit(closing.code)
 
 
@@ -86,12 +82,6 @@ def prepare(config: Config, world: World) -> Run:
     if world.leads:
         print(f"run folder: {run.folder}", flush=True)
     return run
-
-
-def fail(error: Exception) -> int:
-    """Say what is wrong, without a traceback: these errors are the user's to mend."""
-    print(f"{rank_prefix()}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    return 2
 
 
 if __name__ == "__main__":

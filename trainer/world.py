@@ -82,14 +82,9 @@ class World:
 ALONE = World()
 
 
-def is_first() -> bool:
-    """Whether this process is rank 0 by torchrun's word; before it has joined the others."""
+def leads() -> bool:
+    """Whether this process is rank 0, as torchrun has told it; alone it is. Known before Joined."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def rank_prefix() -> str:
-    """Which rank a line of an error comes from; nothing for the first or only one."""
-    return "" if is_first() else f"rank {os.environ['RANK']}: "
 
 
 class Muted:
@@ -106,25 +101,18 @@ class Muted:
 
 
 class Joined:
-    """`with Joined(device) as world:` joins the others that torchrun started, once; any number of
-    blocks may follow, and `leave` when all is well.
+    """`with Joined(device) as world:` holds a run; it joins the others that torchrun started.
 
-    An error that leaves a block is told to the other ranks. Theirs, noticed by a connection that
+    An error that leaves the block is told to the other ranks. Theirs, noticed by a connection that
     breaks or by one that is silent for `patience`, becomes a RankError here.
     """
 
     def __init__(self, device: str, patience: timedelta = PATIENCE) -> None:
         self.world = World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
         self.device, self.patience = device, patience
-        self.store: dist.Store | None = None
-
-    def leave(self) -> None:
-        """Ends the process group; every rank must come here."""
-        if self.world.size > 1:
-            dist.destroy_process_group()
 
     def __enter__(self) -> World:
-        if self.world.size > 1 and self.store is None:
+        if self.world.size > 1:
             if self.device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             store, rank, size = next(dist.rendezvous("env://", timeout=self.patience))
@@ -145,7 +133,10 @@ class Joined:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None or self.store is None:
+        if self.world.size == 1:
+            return
+        if error is None:
+            dist.destroy_process_group()
             return
         try:
             if not _of_the_link(error):

@@ -82,7 +82,8 @@ def run_job(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", failing)
         job = make_run(base, folder, *QUIET, f"checkpoint.every={every}")
-        with closing.Closing(job, ["+experiment=l1_exact"]) as end:
+        with closing.Closing(["+experiment=l1_exact"]) as end:
+            end.begin(job)
             loop.run_loop(job)
     return end
 
@@ -90,7 +91,8 @@ def run_job(
 def test_a_refused_resume_says_nothing_of_continuing(tiny_base, tmp_path, capfd):
     run_here(tiny_base, tmp_path / "run", *QUIET)
     job = make_run(tiny_base, tmp_path / "run", *QUIET, "resume=never")
-    with closing.Closing(job, []) as end:
+    with closing.Closing([]) as end:
+        end.begin(job)
         loop.run_loop(job)
     assert end.code == 1
     said = capfd.readouterr().err
@@ -109,7 +111,8 @@ def test_t04_failed_saves(fails_at, tiny_base, tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(loop, "write_state", full)
     monkeypatch.setattr(loop, "draw", lambda folder: None)
-    with closing.Closing(job, []) as end:
+    with closing.Closing([]) as end:
+        end.begin(job)
         loop.run_loop(job)
     output = capfd.readouterr()
     assert "checkpoint failed (1 in a row): could not save step" in output.out

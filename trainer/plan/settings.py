@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 
 import trainer.run  # noqa: F401  registers what conf/ needs to be resolved
-from trainer.config import CONF, Config, ConfigError, compose_settings, parse_config
+from trainer.config import Config, ConfigError, parse_config
 from trainer.flops import Peak, copy_rate, peak_flops, stated_peak
 from trainer.memory import GIB, free_bytes
 from trainer.model import ModelConfig, has_bfloat16, read_config
 from trainer.preflight import EMBEDDED, find_model
-from trainer.settings import NonNeg, Pos, PosInt, Share, build_settings
+from trainer.settings import CONF, NonNeg, Pos, PosInt, Share, build_settings, compose_settings
 
 SHAPES = CONF / "shapes"
 
