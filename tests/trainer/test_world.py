@@ -68,9 +68,8 @@ def test_divided_masters_compute_in_bfloat16_as_a_working_copy_does(folder):
     )
     assert one["samples"][0] == two["samples"][0]
     assert {g.dtype for g in divided.values()} == {torch.float32}
-    largest = max(float(gradient.abs().max()) for gradient in kept.values())
-    gap = max(float((g - divided[name]).abs().max()) for name, g in kept.items())
-    assert gap < 1e-6 * largest
+    for name, gradient in kept.items():  # each by itself: those of q and k are the smallest
+        assert float((gradient - divided[name]).abs().max()) < 1e-5 * gradient.abs().max(), name
     first, other = (found["metrics"][0] for found in (one, two))
     for name in ("policy/entropy", "policy/rollout_gap_mean"):
         assert first[name] == pytest.approx(other[name], rel=1e-6)
