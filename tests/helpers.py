@@ -221,6 +221,7 @@ def _process(
 def set_rank(rank: int, size: int, port: int) -> None:
     """What torchrun tells each process of a run, by its environment."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
