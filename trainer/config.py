@@ -234,6 +234,8 @@ def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
             return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+    except (OSError, RecursionError) as error:  # a key longer than a file name, 1,000 brackets
+        raise ConfigError(f"{' '.join(overrides):.80}: {error}") from error
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

@@ -12,6 +12,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+MAX_INT = 2**63 - 1  # what fits a tensor's index, and a float
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message starts with its dotted key."""
@@ -73,6 +75,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         return {name: _value(kind, item, f"{key}.{name}") for name, item in value.items()}
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None
         return None if value is None else _value(typing.get_args(hint)[0], value, key)
+    if type(value) is int and abs(value) > MAX_INT:
+        raise ConfigError(f"{key}: must be within ±{MAX_INT}, got {value.bit_length()} bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 outcome = run_case(target, text, Path(folder))
             print(f"{target.name}: {text[:SHOWN_CHARS]!r}\n{outcome or 'read'}")
             continue
-        faulthandler.dump_traceback_later(STUCK_SECONDS + args.seconds, exit=True)
+        patience = STUCK_SECONDS + args.seconds
+        faulthandler.dump_traceback_later(patience, exit=True, file=sys.__stderr__)
         summary = run_target(target, args.seconds / len(chosen), args.seed)
         print(
             f"{target.name:10} {summary.cases:7} cases, {summary.refused:7} refused, slowest "

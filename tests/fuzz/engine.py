@@ -100,17 +100,32 @@ def run_case(target: Target, text: str, folder: Path, limit: float = CASE_SECOND
 
     `folder` may hold what an earlier case of the same target has left.
     """
-    try:
-        with time_limit(limit), memory_limit(CASE_BYTES):
-            target.run(text, folder)
-    except target.refusals as error:
-        named = target.named.format(folder=folder)
-        if type(error) in target.refusals and named in str(error):
+    watch = Watch()
+    with watch, time_limit(limit), memory_limit(CASE_BYTES):
+        target.run(text, folder)
+    error = watch.error
+    if error is None:
+        return ""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, target.refusals):
+        if type(error) in target.refusals and target.named.format(folder=folder) in str(error):
             return "refused"
-        return f"{traceback.format_exc()}\nrefused by accident: {type(error).__name__}: {error}"
-    except (Exception, Hang) as error:  # noqa: BLE001: any exception is what is looked for
-        return f"{traceback.format_exc()}\n{type(error).__name__}: {error}"
-    return ""
+        what = f"refused by accident: {what}"
+    return "".join(traceback.format_exception(error)) + f"\n{what}"
+
+
+class Watch:
+    """Keeps any exception of its block, as any is what is looked for; Ctrl-C passes."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self.error = error
+        return isinstance(error, Exception | Hang)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What is fuzzed: everything that reads text or files which we did not write.
 
-A target's `run` gets an input and a folder of the target's own. It may return, or raise exactly one of
-`refusals` whose message names the file or key; anything else is a find.
+A target's `run` gets an input and a folder of the target's own. It may return, or raise exactly one
+of `refusals` whose message names the file or key; anything else is a find.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 
 from tests.fuzz import mutate
-from trainer import run as _resolvers  # noqa: F401: importing it registers what conf/ uses
 from trainer.checkpoint import CheckpointError, verify_checkpoint
 from trainer.config import ConfigError, compose_settings, parse_config
 from trainer.data.problems import load_problems
-from trainer.evaluate.settings import read_settings
 from trainer.evaluate.sets import load_set
+from trainer.evaluate.settings import read_settings
 from trainer.grading import MAX_ANSWER_CHARS, REASONS, grade
 from trainer.grading.choice import read_choice, same_choice
 from trainer.grading.extract import last_box
@@ -30,6 +29,7 @@ from trainer.grading.tolerance import within
 from trainer.model import Decoder, ModelConfig, load_model, save_model
 from trainer.model.config import read_config
 from trainer.record import iter_rows
+from trainer.run import CONF  # importing it registers the resolver that conf/ uses
 from trainer.types import Problem
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -55,7 +55,7 @@ def corpus(name: str) -> tuple[str, ...]:
 
 
 def put(path: Path, text: str) -> Path:
-    """`text` as a file, lone surrogates included; latin-1 text with `.safetensors` or `.parquet`."""
+    """`text` as a file, lone surrogates included; safetensors and parquet come as latin-1."""
     binary = path.suffix in (".safetensors", ".parquet")
     path.write_bytes(text.encode("latin-1") if binary else text.encode("utf-8", "surrogatepass"))
     return path
@@ -220,6 +220,7 @@ def small_parquet() -> str:
 
 def targets() -> list[Target]:
     """All of them; parquet only where pyarrow is."""
+    assert CONF.is_dir()
     data_size = sum(t.numel() * 4 for t in Decoder(SMALL, device="meta").state_dict().values())
     headers = [mutate.tensor_file(header, 64) for header in corpus("headers")]
     settings = json.dumps(compose_settings(".", ["scale=embedded", "+experiment=l1_exact"]))
