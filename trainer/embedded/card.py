@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import EvaluateSettings
 from trainer.embedded.task import make_problem
 from trainer.evaluate import evaluate
+from trainer.grading.grader import Grader
 from trainer.model import Decoder
 from trainer.rollout import RolloutEngine
 
@@ -59,7 +60,7 @@ def write_card(
         limit_factor=2.0,
     )
     problems = [make_problem(recipe["seed"], i, "heldout") for i in range(PROBLEMS)]
-    row = evaluate(settings, problems, engine, tokenizer, mode="exact", require_think=True, seed=0)
+    row = evaluate(settings, problems, engine, tokenizer, mode="exact", grader=Grader(), seed=0)
     lines = ["| asked | used, mean | deviation | right |", "|---|---|---|---|"]
     lines += [
         f"| {r['budget']} | {r['mean_tokens']:.1f} | {r['deviation']:.0%} | {r['accuracy']:.0%} |"

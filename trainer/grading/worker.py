@@ -1,0 +1,74 @@
+"""The inside of a grading worker: reads questions from its input, answers them, ends with it.
+
+Started by pool.py as `python -m MODULE MEMORY_MIB SECONDS`; MODULE calls `serve`.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import BinaryIO
+
+from trainer.grading.frames import LENGTH, pack, take
+
+MIB = 1 << 20
+KIB = 1 << 10
+RECYCLED_SHARE = 0.8  # of its memory: a worker that has had so much ends, and another takes over
+
+Same = Callable[[str, str], bool]
+
+
+def serve(load: Callable[[], Same]) -> None:
+    """Answer until the input ends. `load` does the slow imports and returns what compares.
+
+    A question that takes longer than SECONDS of wall time ends the process by SIGALRM, whatever
+    code is running, and also when the pool's own process is gone. Any exception of the comparison
+    ends it too: the state of a library after one is not known.
+    """
+    memory_mib, seconds = int(sys.argv[1]), float(sys.argv[2])
+    questions, answers = take_pipes()
+    confine(memory_mib * MIB)
+    try:
+        same = load()
+    except ImportError as error:
+        answers.write(pack({"error": str(error)}))
+        return
+    answers.write(pack({"ready": True}))
+    buffer = bytearray()
+    while True:
+        message = take(buffer)
+        if message is None:
+            missing = LENGTH.size if len(buffer) < LENGTH.size else LENGTH.unpack_from(buffer)[0]
+            data = questions.read(max(1, missing + LENGTH.size * (len(buffer) > 0) - len(buffer)))
+            if not data:
+                return
+            buffer += data
+            continue
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        found = any(same(message["answer"], truth) for truth in message["truths"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        answers.write(pack({"id": message["id"], "same": bool(found)}))
+        if (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+            > RECYCLED_SHARE * memory_mib * MIB
+        ):
+            return
+
+
+def take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Input and output for messages alone: what a library prints goes nowhere."""
+    questions, answers = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    return questions, answers
+
+
+def confine(memory: int) -> None:
+    """Bounds on this process: bytes of address space, no files written, no core dump."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
