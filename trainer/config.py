@@ -108,8 +108,7 @@ class RolloutSettings:
     """Pages of the KV cache, which bound its memory; 0 has room for batch_size full sequences.
     When they run out, the youngest sequences wait and are computed again."""
     batch_invariant: bool
-    """Bit for bit the same log-probs in rollout and trainer, on the CPU in float32: linear layers
-    in row blocks of one size. See docs/rollout.md."""
+    """Bit for bit the same log-probs in rollout and trainer, CPU, float32: docs/rollout.md."""
     cuda_graphs: bool
     """Decode steps as CUDA graphs, see trainer/rollout/graphs.py. Not yet proven on a GPU: off."""
 
@@ -131,8 +130,7 @@ class AlgorithmSettings:
     normaliser: Literal["token_mean", "seq_mean", "constant", "sum_of_microbatch_means"]
     """What the summed loss is divided by, see trainer/packing.py."""
     old_logprob: Literal["trainer", "rollout"]
-    """Log-probs before the update: computed again by the trainer, or those of the rollout, which
-    must then be the same (rollout.batch_invariant)."""
+    """Before the update: computed again, or the rollout's own, given rollout.batch_invariant."""
     drop_truncated: bool
     """Leave truncated samples out of the loss; off as in the paper. They are counted either way."""
 
@@ -273,8 +271,7 @@ def _cross_check(config: Config) -> None:
         ),
         (
             algorithm.estimator in ("grpo", "rloo") and rollout.samples < 2,
-            f"rollout.samples: a group of {rollout.samples} has no spread for "
-            f"algorithm.estimator={algorithm.estimator}, which needs at least 2",
+            f"rollout.samples: a group of {rollout.samples} has no spread for {algorithm.estimator}",
         ),
         (
             rollout.prompts % algorithm.updates != 0,

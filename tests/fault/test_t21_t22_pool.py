@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -136,9 +137,8 @@ def test_workers_get_no_secrets_and_write_no_files(
     assert ask(pool, "environment OPENAI_API_KEY") == ["different"]
     assert ask(pool, "environment PYTHONPATH") == ["same"]
     assert ask(pool, "write file") == ["crashed"]
-    assert [
-        f for f in os.listdir(pool._folder.name) if os.path.getsize(f"{pool._folder.name}/{f}")
-    ] == []
+    written = [f for f in Path(pool._folder.name).iterdir() if f.stat().st_size]
+    assert written == []
 
 
 def test_waiting_can_be_left(pool: WorkerPool) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import BinaryIO
 
-from trainer.grading.frames import LENGTH, pack, take
+from trainer.grading.frames import MAX_FRAME, pack, take
 
 MIB = 1 << 20
 KIB = 1 << 10
@@ -38,23 +38,16 @@ def serve(load: Callable[[], Same]) -> None:
         return
     answers.write(pack({"ready": True}))
     buffer = bytearray()
-    while True:
-        message = take(buffer)
-        if message is None:
-            missing = LENGTH.size if len(buffer) < LENGTH.size else LENGTH.unpack_from(buffer)[0]
-            data = questions.read(max(1, missing + LENGTH.size * (len(buffer) > 0) - len(buffer)))
-            if not data:
-                return
-            buffer += data
-            continue
+    while data := questions.read(MAX_FRAME):
+        buffer += data
+        if (message := take(buffer)) is None:
+            continue  # one question at a time, so never two in the buffer
         signal.setitimer(signal.ITIMER_REAL, seconds)
         found = any(same(message["answer"], truth) for truth in message["truths"])
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(pack({"id": message["id"], "same": bool(found)}))
-        if (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-            > RECYCLED_SHARE * memory_mib * MIB
-        ):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+        if peak > RECYCLED_SHARE * memory_mib * MIB:
             return
 
 
