@@ -271,7 +271,7 @@ def _cross_check(config: Config) -> None:
         ),
         (
             algorithm.estimator in ("grpo", "rloo") and rollout.samples < 2,
-            f"rollout.samples: a group of {rollout.samples} has no spread for {algorithm.estimator}",
+            f"rollout.samples: a group of {rollout.samples} has no spread: {algorithm.estimator}",
         ),
         (
             rollout.prompts % algorithm.updates != 0,
