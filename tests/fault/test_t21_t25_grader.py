@@ -78,7 +78,7 @@ def test_only_what_is_wrong_is_asked() -> None:
 DECIDED = ["17", r"\frac12", r"2\sqrt3", r"10\%", r"(3,\frac{\pi}{2})", r"\infty", "1,-2"]
 DECIDED += [r"[0,1)\cup(2,3)", r"\{1\pm\sqrt5\}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "6-5i"]
 OPEN = ["x^2+1", r"\frac{1}{1+\sqrt2}", r"\log_2 3", "2^{10}", "y=2x+1", r"x\le 3", "(x,2)"]
-WORDS = [r"\text{Evelyn}", "ABCD", "east", "B, A", "x"]
+WORDS = [r"\text{Evelyn}", "ABCD", "east", "B, A", "x", "52_8"]
 
 
 @pytest.mark.parametrize("truth", DECIDED + OPEN + WORDS)

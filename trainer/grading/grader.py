@@ -87,7 +87,8 @@ def undecided(answer: str, problem: Problem) -> tuple[str, ...]:
 
     Not those that are exact numbers: there the exact tier is right, and a tier that computes would
     pay for boxing the question's own expression (`3+14`). For the same reason not an answer that
-    stands in the question. Not words: as products of variables, ABCD is CBAD.
+    stands in the question. Not words: as products of variables, ABCD is CBAD. Not subscripts, which
+    math-verify leaves out: 52_8 would be 52_9.
     """
     if not answer or compact(tokenise(answer)) in compact(tokenise(problem.question)):
         return ()
@@ -95,6 +96,7 @@ def undecided(answer: str, problem: Problem) -> tuple[str, ...]:
         truth
         for truth in problem.answers
         if len(truth) <= MAX_ANSWER_CHARS
+        and "_" not in truth
         and _FORMULA.search("".join(tokenise(truth)))
         and not is_exact(parse(truth).value)
     )
