@@ -160,7 +160,7 @@ def build_grader(config: Config) -> Grader:
     try:
         pool.start()
     except PoolError as error:
-        raise ConfigError(f"grading.memory_mib: {error}") from error
+        raise ConfigError(f"grading.symbolic: {error} (grading.memory_mib)") from error
     return Grader(require_think, pool, settings.alarm_share)
 
 

@@ -115,6 +115,7 @@ def test_workers_end_with_their_pipe_and_when_closed(pool: WorkerPool) -> None:
     (worker,) = pool._workers
     worker.process.stdin.close()
     assert worker.process.wait(SLACK) == 0
+    pool._turn(0)
     assert ask(pool, "right") == ["same"]
     pid = pool._workers[0].process.pid
     pool.close()

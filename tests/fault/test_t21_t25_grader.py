@@ -15,13 +15,15 @@ from tests.helpers import tiny_config, tiny_trainer
 from trainer import lcpo, preflight, step
 from trainer.config import ConfigError
 from trainer.grading import REASONS, UNGRADED
+from trainer.grading import grader as grader_module
 from trainer.grading.grader import Grader, is_exact, undecided
 from trainer.grading.parse import parse
 from trainer.grading.pool import WorkerPool
 from trainer.types import Completion, Problem, Prompt, Rollout, Score
 
 STUB = "tests.fault.stub_worker"
-FORMULA = Problem("p", "Factor it.", ("x^2+1", "right"))  # the stub calls "right" right
+FORMULA = Problem("p", "?", ("x^2+1",))
+EQUAL = "(x+i)(x-i)"  # to the stub and to math-verify, not to the exact tier
 
 
 class FakePool:
@@ -57,7 +59,7 @@ def grade_all(grader: Grader, *answers: str, problem: Problem = FORMULA) -> list
 
 def test_without_a_pool_the_exact_tier_has_the_last_word() -> None:
     grader = Grader()
-    assert grade_all(grader, "1+x^2", "(x+i)(x-i)") == ["correct", "wrong"]
+    assert grade_all(grader, "1+x^2", EQUAL) == ["correct", "wrong"]
     assert grader.collect() == {}
 
 
@@ -109,22 +111,24 @@ def stub() -> Iterator[Grader]:
 
 def test_t21_a_right_answer_is_right_after_hostile_ones(stub: Grader, caplog) -> None:
     hostile = ("hang", "memory", "exit", "garbage", "kill")
-    reasons = grade_all(stub, *hostile, "right", "no")
+    reasons = grade_all(stub, *hostile, EQUAL, "no")
     assert reasons == ["timeout", "crashed", "crashed", "crashed", "crashed", "correct", "wrong"]
     assert "5 of 7 samples could not be graded" in caplog.text
     caplog.clear()
-    assert grade_all(stub, "segfault", "right", "right") == ["crashed", "correct", "correct"]
+    assert grade_all(stub, "segfault", EQUAL, EQUAL) == ["crashed", "correct", "correct"]
     assert caplog.text == ""  # a third is below alarm_share
 
 
 def test_samples_are_graded_while_others_decode(stub: Grader) -> None:
-    """Two answers of 0.2 s each are ready when a decoding of 1 s is."""
-    for key in range(2):
-        stub.submit(key, box("slow"), FORMULA)
-    time.sleep(1.0)
-    started = time.perf_counter()
-    assert len(stub.collect()) == 2
-    assert time.perf_counter() - started < 0.2
+    """An answer of 0.2 s is ready when a decoding of 1 s is."""
+    spent = []
+    for decoding in (0.0, 1.0):
+        stub.submit(0, box("slow"), FORMULA)
+        time.sleep(decoding)
+        started = time.perf_counter()
+        assert stub.collect()[0].reason == "wrong"
+        spent.append(time.perf_counter() - started)
+    assert spent[1] < 0.2 <= spent[0]
 
 
 def rollouts(reasons: list[str], lengths: list[int]) -> list[Rollout]:
@@ -154,21 +158,25 @@ def test_t25_what_was_not_graded_has_no_advantage(estimator: str, tiny_base: Pat
     assert torch.equal(mixed[[0, 2]], without) and not mixed[[1, 3]].any()
 
 
-def test_t25_a_step_of_timeouts_has_zero_gradient_and_an_alarm(tiny_base: Path, caplog) -> None:
-    trainer = tiny_trainer(tiny_base, "algorithm.kl_coef=0", "algorithm.entropy_coef=0")
-    problems = trainer.stream.problems
-    formulas = tuple(dataclasses.replace(p, answers=("x^2+1",)) for p in problems)
+def test_t25_a_step_of_timeouts_has_zero_gradient_and_an_alarm(
+    tiny_base: Path, caplog, monkeypatch
+) -> None:
+    trainer = tiny_trainer(
+        tiny_base, "algorithm.kl_coef=0", "algorithm.entropy_coef=0", "optim.weight_decay=0"
+    )
+    # The tiny model's text is noise: it is read as an answer that the exact tier calls wrong.
+    monkeypatch.setattr(grader_module, "grade", lambda *_, **__: Score(0.0, "wrong", "x^3"))
+    monkeypatch.setattr(grader_module, "undecided", lambda *_: ("x^2+1",))
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    for verdict, moved in (("timeout", False), ("different", True)):
-        trainer.stream.problems = formulas
-        trainer.grader = Grader(False, AnyPool(verdict), alarm_share=0.5)
+    for verdict, reason in (("timeout", "timeout"), ("different", "wrong")):
+        trainer.grader = Grader(pool=AnyPool(verdict), alarm_share=0.5)
         caplog.clear()
         stats = step.train_step(trainer)
-        asked = trainer.grader.pool.total
-        assert asked and ("ALARM" in caplog.text) == (verdict == "timeout")
-        assert stats.metrics[f"reason/{'wrong' if moved else verdict}"] > 0.5
+        assert stats.metrics[f"reason/{reason}"] == 1.0
+        assert ("ALARM: 12 of 12 samples" in caplog.text) == (verdict == "timeout")
         after = [p.detach() for p in trainer.model.parameters()]
-        assert moved == any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert moved == (verdict == "different")
 
 
 class AnyPool(FakePool):
@@ -176,11 +184,10 @@ class AnyPool(FakePool):
 
     def __init__(self, verdict: str) -> None:
         super().__init__()
-        self.verdict, self.total = verdict, 0
+        self.verdict = verdict
 
     def submit(self, key, answer, truths) -> None:
         self.left[key] = self.verdict
-        self.total += 1
 
 
 # Pre-flight -----------------------------------------------------------------------------------
@@ -198,7 +205,7 @@ def test_memory_too_small_for_a_worker_is_refused(tiny_base, monkeypatch) -> Non
     changes = ("grading.symbolic=true", "grading.memory_mib=16")
     config = tiny_config(tiny_base, tiny_base / "run", *changes)
     monkeypatch.setattr(preflight, "find_spec", lambda name: object())
-    with pytest.raises(ConfigError, match=r"^grading\.memory_mib: 3 grading workers in a row"):
+    with pytest.raises(ConfigError, match=r"^grading\.symbolic: 3 grading workers in a row"):
         preflight.build_grader(config)
 
 
@@ -222,14 +229,14 @@ def real() -> Iterator[Grader]:
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_t21_t23_math_verify_on_hostile_answers(real: Grader, answer: str) -> None:
     started = time.monotonic()
-    first, second = grade_all(real, answer, "(x+i)(x-i)")
+    first, second = grade_all(real, answer, EQUAL)
     assert first in ("wrong", *UNGRADED) and second == "correct"
     assert time.monotonic() - started < 60
     assert not list(Path(real.pool._folder.name).glob("HACKED"))
 
 
 def test_math_verify_on_answers(real: Grader) -> None:
-    assert grade_all(real, "(x+i)(x-i)", "x^2+2", "x^2-1", "y^2+1") == [
+    assert grade_all(real, EQUAL, "x^2+2", "x^2-1", "y^2+1") == [
         "correct", "wrong", "wrong", "wrong",
     ]  # fmt: skip
 

@@ -90,7 +90,8 @@ def undecided(answer: str, problem: Problem) -> tuple[str, ...]:
     stands in the question. Not words: as products of variables, ABCD is CBAD. Not subscripts, which
     math-verify leaves out: 52_8 would be 52_9.
     """
-    if not answer or compact(tokenise(answer)) in compact(tokenise(problem.question)):
+    tokens = tokenise(answer)
+    if not tokens or (len(tokens) > 1 and compact(tokens) in compact(tokenise(problem.question))):
         return ()
     return tuple(
         truth

@@ -132,7 +132,7 @@ class WorkerPool:
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
                 cwd=self._folder.name,
-                env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+                env=_environment(),
                 start_new_session=True,
             )
             worker = _Worker(process, time.monotonic() + START_SECONDS)
@@ -201,6 +201,12 @@ class WorkerPool:
         worker.process.wait()
         worker.process.stdin.close()
         worker.process.stdout.close()
+
+
+def _environment() -> dict[str, str]:
+    """What a worker needs to start; keys and tokens of the run are not among it."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _alarmed(process: subprocess.Popen[bytes]) -> bool:
