@@ -83,6 +83,7 @@ def same(answer: str, truth: str) -> bool:
 def load() -> Same:
     if len(sys.argv) > 3:
         raise ImportError(sys.argv[3])
+    bytes(1 << 26)  # a library needs memory to load
     return same
 
 

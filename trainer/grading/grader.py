@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NUMERAL = re.compile(r"[0-9]\s*_")  # of another base
 _FORMULA = re.compile(r"[0-9+*/^=<>-]|\\[a-z]")
 
 
@@ -87,8 +88,8 @@ def undecided(answer: str, problem: Problem) -> tuple[str, ...]:
 
     Not those that are exact numbers: there the exact tier is right, and a tier that computes would
     pay for boxing the question's own expression (`3+14`). For the same reason not an answer that
-    stands in the question. Not words: as products of variables, ABCD is CBAD. Not subscripts, which
-    math-verify leaves out: 52_8 would be 52_9.
+    stands in the question. Not words: as products of variables, ABCD is CBAD. Not numerals of
+    another base, which math-verify does not know: 52_8 would be 52_9.
     """
     tokens = tokenise(answer)
     if not tokens or (len(tokens) > 1 and compact(tokens) in compact(tokenise(problem.question))):
@@ -97,7 +98,7 @@ def undecided(answer: str, problem: Problem) -> tuple[str, ...]:
         truth
         for truth in problem.answers
         if len(truth) <= MAX_ANSWER_CHARS
-        and "_" not in truth
+        and not _NUMERAL.search(truth)
         and _FORMULA.search("".join(tokenise(truth)))
         and not is_exact(parse(truth).value)
     )

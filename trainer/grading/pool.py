@@ -109,6 +109,7 @@ class WorkerPool:
         """Hand out, wait up to so many seconds for an answer, read all, kill what is overdue."""
         self._fill()
         self._hand_out()
+        self._fill()  # for those found dead
         nearest = min(worker.deadline for worker in self._workers) - time.monotonic()
         for event, _ in self._selector.select(max(0.0, min(wait, nearest))):
             self._read(event.data)
