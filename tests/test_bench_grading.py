@@ -3,85 +3,56 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bench import grading
-from bench.grading_inputs import NASTY, Pair, boxed_questions, pairs, read_truths
-from tests.fault import stub_worker
-from trainer.grading.parse import same_answer
-from trainer.grading.pool import WorkerPool
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = [("Expand $(x+1)(x+2)$.", "x^2+3x+2"), ("What is $3+14$?", "17"), ("Is it $1+1$?", "1+1")]
+STUB = ("--python", sys.executable, "--worker", "tests.fault.stub_worker")
 
-ROWS = [("Expand $(x+1)(x+2)$.", "x^2+3x+2"), ("What is $3+14$?", "17"), ("Half?", r"\frac12")]
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.grading", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    rows = [json.dumps({"problem": q, "answer": a}) for q, a in [*ROWS, ROWS[1]]]
-    (tmp_path / "set.jsonl").write_text("\n".join(rows))
+    rows = [*ROWS, ("Say it.", "right"), ("Leave.", "exit"), ROWS[1]]
+    lines = [json.dumps({"problem": q, "answer": a}) for q, a in rows]
+    (tmp_path / "set.jsonl").write_text("\n".join(lines))
     return tmp_path
-
-
-def test_pairs() -> None:
-    found = pairs([truth for _, truth in [*ROWS, ROWS[1]]])
-    kinds = [pair.kind for pair in found]
-    assert (kinds.count("itself"), kinds.count("rewrite"), kinds.count("neighbour")) == (3, 3, 3)
-    for pair in found:
-        assert (pair.answer == pair.truth) == (pair.kind == "itself")
-        assert same_answer(pair.answer, pair.truth) == (pair.kind != "neighbour")
-
-
-def test_expressions_of_questions() -> None:
-    found = boxed_questions(ROWS)
-    assert found == [
-        (ROWS[0][0], Pair("question", "(x+1)(x+2)", "x^2+3x+2")),
-        (ROWS[1][0], Pair("question", "3+14", "17")),
-    ]
-    assert boxed_questions([("Is $1+1$ it?", "1+1")]) == []
-
-
-def test_truths_come_from_all_files(data: Path, tmp_path: Path) -> None:
-    assert read_truths(data) == [*ROWS, ROWS[1]]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty has no \*\.jsonl"):
-        read_truths(tmp_path / "empty")
 
 
 def test_the_document_without_a_symbolic_tier(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "tables.md"
-    grading.main(["--data", str(data), "--out", str(out)])
+    ran = bench("--data", data, "--out", out)
+    assert ran.returncode == 0, ran.stderr
     text = out.read_text()
-    assert "4 rows with an answer" in text and "symbolic tier: not installed" in text
-    assert text.count("|  |  |") == len(NASTY)
-    assert "mean over 9 pairs" in text and "| exact tier | 0 | 3 |" in text
+    assert "6 rows with an answer" in text and "symbolic tier: not installed" in text
+    assert text.count(" |  |  |") > 20  # the nasty inputs
+    assert "mean over 15 pairs" in text  # 5 truths, as many rewrites and neighbours
+    assert "| exact tier | 0 | 3 |" in text  # $1+1$ is its own truth
 
 
-def test_disagreements_are_listed_and_judged() -> None:
-    pool = WorkerPool(
-        stub_worker.__name__,
-        workers=1,
-        timeout_seconds=5.0,
-        memory_mib=512,
-        python=sys.executable,
-    )
-    found = [
-        Pair("itself", "right", "right"),
-        Pair("neighbour", "a|b", "right"),
-        Pair("rewrite", "wrong", "wrong."),
-        Pair("neighbour", "exit", "right"),
-    ]
-    text = grading.agreement(found, pool)
-    pool.close()
+def test_disagreements_are_listed_and_judged(data: Path, tmp_path: Path) -> None:
+    """The stub calls "right" right, and nothing else; "exit" ends it."""
+    out = tmp_path / "tables.md"
+    ran = bench("--data", data, "--out", out, *STUB)
+    assert ran.returncode == 0, ran.stderr
+    text = out.read_text()
     assert "| itself | same | same | 1 |" in text
-    assert "| neighbour | different | crashed | 1 |" in text
-    assert "| rewrite | `wrong` | `wrong.` | same | different | same, by construction |" in text
-    assert "| neighbour | `exit` | `right` | different | crashed | not judged |" in text
-    assert r"a\|b" not in text  # no disagreement there
-    assert grading.code("a|\n\\") == r"`a\|\n\`"
+    assert "| itself | same | different | 3 |" in text
+    assert "| itself | `exit` | `exit` | same | crashed | same, by construction |" in text
+    assert "| neighbour | `exit` | `17` | different | crashed | not judged |" in text
+    assert "`right` | `right`" not in text.partition("Where they differ")[2]
+    assert "| symbolic tier by itself | 0 | 3 |" in text
+    assert "may be asked about 2 of 6 truths" in text
 
 
-def test_every_judgement_is_one_of_two() -> None:
-    for judged in grading.JUDGED.values():
-        assert judged.partition(":")[0] in ("same", "different")
+def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
+    ran = bench("--data", tmp_path, "--out", tmp_path / "tables.md")
+    assert ran.returncode != 0 and "has no *.jsonl" in ran.stderr

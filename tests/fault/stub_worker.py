@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 
+from trainer.grading.frames import pack
 from trainer.grading.worker import Same, serve
 
 REPLIES = 4  # the descriptor that take_pipes left: questions are 3
@@ -28,7 +29,6 @@ def ignore_signals() -> None:
 
 
 def eat_memory() -> None:
-    held = []
     while True:
         held.append(bytes(1 << 24))
 
@@ -57,11 +57,12 @@ COMMANDS = {
     "garbage": lambda: os.write(REPLIES, b"\x00\x00\x00\x04nope"),
     "long frame": lambda: os.write(REPLIES, b"\xff\xff\xff\xff"),
     "not an object": lambda: os.write(REPLIES, b"\x00\x00\x00\x02[]"),
-    "other id": lambda: os.write(REPLIES, b'\x00\x00\x00\x16{"id": 0, "same":true}'),
+    "other id": lambda: os.write(REPLIES, pack({"id": 0, "same": True, "last": False})),
     "flood replies": lambda: flood(REPLIES),
     "close": lambda: (os.close(REPLIES), hang()),
     "write file": write_file,
 }
+held: list[bytes] = []
 HARMLESS = {
     "print": lambda: print("x" * 1_000_000),
     "stdout": lambda: [os.write(1, b"x" * 65536) for _ in range(100)],
@@ -70,9 +71,16 @@ HARMLESS = {
 }
 
 
+def fill() -> None:
+    """Touch nearly all the memory that a test allows, 512 MiB."""
+    held.append(b"x" * (430 << 20))
+
+
 def same(answer: str, truth: str) -> bool:
     if answer in COMMANDS:
         COMMANDS[answer]()
+    if answer == "fill":
+        fill()
     if answer in HARMLESS:
         HARMLESS[answer]()
     if answer.startswith("environment "):

@@ -74,6 +74,14 @@ def test_what_a_library_prints_is_not_an_answer(shared: WorkerPool, command: str
     assert shared.replaced == before
 
 
+def test_a_worker_that_has_used_up_its_memory_is_replaced_behind_its_answer(
+    pool: WorkerPool,
+) -> None:
+    """Caches grow: its answer counts, and no question is sent into a process that ends."""
+    assert ask(pool, "wrong", "fill", "right", "right") == ["different"] * 2 + ["same"] * 2
+    assert pool.replaced == 1
+
+
 def test_hostile_answers_take_the_limit_divided_by_the_workers() -> None:
     """T21: total time <= answers / workers x limit, and a right answer afterwards is right."""
     pool = make_pool(workers=2)

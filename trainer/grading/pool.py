@@ -177,14 +177,16 @@ class WorkerPool:
             if message != {"ready": True}:
                 raise FrameError("not a greeting")
             worker.ready, self._failed_starts = True, 0
-        elif question is not None and message in (
-            {"id": question.id, "same": True},
-            {"id": question.id, "same": False},
-        ):
+        else:
+            kinds = {key: type(value) for key, value in message.items()}
+            if kinds != {"id": int, "same": bool, "last": bool}:
+                raise FrameError("not an answer")
+            if question is None or message["id"] != question.id:
+                raise FrameError("not an answer to this question")
             self._verdicts[question.key] = "same" if message["same"] else "different"
             worker.question = None
-        else:
-            raise FrameError("not an answer to the question")
+            if message["last"]:  # it has used up its memory, and ends
+                raise FrameError("nothing more is to come")
         worker.deadline = float("inf")
 
     def _lose(self, worker: _Worker, verdict: str) -> None:
