@@ -17,7 +17,8 @@ def load() -> Same:
     configs = [LatexExtractionConfig(boxed_match_priority=-1)]
 
     def read(text: str) -> list[object]:
-        inline = "$" + text.replace("$", " ") + "$"
+        # A full stop behind a formula is not seen as one inside dollars.
+        inline = "$" + text.replace("$", " ").strip().rstrip(".,;") + "$"
         return parse(inline, configs, fallback_mode="no_fallback", parsing_timeout=None)
 
     def same(answer: str, truth: str) -> bool:
