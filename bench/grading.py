@@ -78,7 +78,7 @@ def heading(args: argparse.Namespace, truths: int) -> str:
     return (
         "# The two tiers of grading, measured\n\n"
         "Written by `python -m bench.grading --data FOLDER --python PYTHON`; "
-        f"{truths} rows with an answer. Machine: {at['machine']}, Python "
+        f"{truths} rows with an answer, each {args.every}. of FOLDER. Machine: {at['machine']}, Python "
         f"{sys.version.split()[0]}, commit {at['commit']}; symbolic tier: {versions.strip()}. "
         f"A symbolic answer may take {SECONDS:g} s and {MEMORY_MIB} MiB."
     )
