@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -100,9 +99,3 @@ def boxed_questions(rows: Sequence[tuple[str, str]]) -> list[tuple[str, Pair]]:
             if _OPERATION.search(text) and text != truth:
                 found.append((question, Pair("question", text, truth)))
     return found
-
-
-JUDGED: dict[tuple[str, str], str] = {
-    (row["answer"], row["truth"]): row["judged"]
-    for row in json.loads(Path(__file__).with_name("grading_judged.json").read_text("utf-8"))
-}
