@@ -78,8 +78,8 @@ def heading(args: argparse.Namespace, truths: int) -> str:
     return (
         "# The two tiers of grading, measured\n\n"
         "Written by `python -m bench.grading --data FOLDER --python PYTHON`; "
-        f"{truths} rows with an answer, each {args.every}. of FOLDER. Machine: {at['machine']}, Python "
-        f"{sys.version.split()[0]}, commit {at['commit']}; symbolic tier: {versions.strip()}. "
+        f"{truths} rows with an answer, each {args.every}. of FOLDER. Machine: {at['machine']}, "
+        f"Python {sys.version.split()[0]}, commit {at['commit']}; symbolic tier: {versions.strip()}. "
         f"A symbolic answer may take {SECONDS:g} s and {MEMORY_MIB} MiB."
     )
 
