@@ -1,7 +1,7 @@
 # `make train` and `make test` do everything on a fresh machine; the first one sets up .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: train results test test-gpu lint format build bench pretrain golden clean help
+.PHONY: train results test test-faults test-gpu lint format build bench pretrain golden clean help
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 LIBRARY := kernels/cpp_impl/liblcpo_kernels.so
@@ -18,6 +18,9 @@ results: .venv/.installed ## train and judge the paper's claims in miniature: do
 
 test: .venv/.installed ## run all tests
 	$(PY) -m pytest $(ARGS)
+
+test-faults: .venv/.installed ## kill real runs at random moments and compare how they end; KILLS=50
+	LCPO_KILLS=$(or $(KILLS),10) $(PY) -m pytest -m slow tests/fault $(ARGS)
 
 test-gpu: .venv/.installed ## run the tests that need a CUDA device
 	$(PY) -m pytest -m gpu $(ARGS)
@@ -48,7 +51,7 @@ clean: ## remove .venv, build outputs and caches; runs/ stays
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 
 # ---- set-up -------------------------------------------------------------------------------------
 # The newest Python that can make a virtual environment; PYTHON=/path/to/python names another one.

@@ -7,6 +7,7 @@ What is needed for that is installed beside the environment, into a temporary fo
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ def convert(site: Path, out: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(out)
+    shutil.copyfile(file, out / "model.gguf")  # for llama.cpp, in bench.rollout
 
 
 def main() -> None:

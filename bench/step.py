@@ -19,10 +19,8 @@ runs/bench with --quick, whose sizes only show that all of it works.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +31,7 @@ from typing import Any
 import torch
 
 from bench import machine, step_report
+from bench.process import Process, environment_python
 from bench.step_parts import lengths_part, pass_part, profile_part
 from trainer.embedded.tokenizer import build_tokenizer
 from trainer.model import Decoder, ModelConfig, has_bfloat16, save_model
@@ -40,6 +39,7 @@ from trainer.preflight import load_tokenizer
 
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "autocast", "bfloat16")  # of TRL
+TRL = ("trl>=1.16,<2", "datasets")
 
 Row = dict[str, Any]
 
@@ -79,50 +79,6 @@ def prompt_text(folder: Path, tokens: int) -> str:
         text += f"{len(text) % 7}+"
     ids = tokenizer.encode(text)[:tokens]
     return tokenizer.decode(ids)
-
-
-class Process:
-    """One side in a process of its own, that takes a step when told to."""
-
-    def __init__(self, command: list[str], job: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [*command, json.dumps(job)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._answer()
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self._answer()["seconds"]
-
-    def end(self) -> float:
-        """Ends it; its peak memory in MiB."""
-        self._process.stdin.close()
-        found = self._answer()["peak_mib"]
-        self._process.wait()
-        return found
-
-    def _answer(self) -> dict[str, float]:
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
-        return json.loads(line)
-
-
-def trl_python(folder: Path) -> str:
-    """The Python of TRL's environment, which is made when it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        print(f"installing TRL into {folder}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        packages = [f"torch=={torch.__version__}", "trl>=1.16,<2", "datasets"]
-        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-    return str(python)
 
 
 def step_part(subject: Subject, trl: str | None, rounds: int) -> list[Row]:
@@ -204,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.quick:
         machine.warn_if_busy()
-    trl = None if args.trl == "none" else trl_python(Path(args.trl))
+    trl = None if args.trl == "none" else environment_python(Path(args.trl), TRL)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         small = small_model(Path(temporary))

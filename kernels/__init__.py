@@ -10,6 +10,13 @@ from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
 from kernels.ops.linear_logprob import linear_logprob
 from kernels.ops.linear_policy_loss import linear_policy_loss
 from kernels.ops.logprob_from_logits import logprob_from_logits
+from kernels.ops.packed_decoder import (
+    DecoderWeights,
+    LayerWeights,
+    Linear,
+    PackedDecoder,
+    can_pack,
+)
 from kernels.ops.paged_decode_attention import paged_decode_attention
 from kernels.ops.policy_loss import PolicyStats, policy_loss
 from kernels.ops.rms_norm import rms_norm
@@ -19,12 +26,17 @@ from kernels.ops.swiglu import swiglu
 from kernels.ops.varlen_attention import varlen_attention
 
 __all__ = [
+    "DecoderWeights",
+    "LayerWeights",
     "Lengths",
+    "Linear",
+    "PackedDecoder",
     "PolicyStats",
     "RewardSpec",
     "RewardTerms",
     "Sampled",
     "active_backends",
+    "can_pack",
     "count_lengths",
     "lcpo_advantage",
     "linear_logprob",

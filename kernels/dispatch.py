@@ -26,6 +26,7 @@ from kernels.cpp_impl import count_lengths as cpp_count_lengths
 from kernels.cpp_impl import lcpo_advantage as cpp_lcpo_advantage
 from kernels.cpp_impl import logprob_from_logits as cpp_logprob_from_logits
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
+from kernels.cpp_impl import packed_decoder as cpp_packed_decoder
 from kernels.cpp_impl import paged_decode_attention as cpp_paged_decode_attention
 from kernels.cpp_impl import policy_loss as cpp_policy_loss
 from kernels.cpp_impl import product as cpp_product
@@ -207,6 +208,23 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Callable:
     if len(backends) == 1:  # nothing to choose, and nothing that torch.compile could not trace
         return backends["torch"]
     return backends[_automatic(op, device.type, dtype)]
+
+
+# What a pass of a decoder without gradients consists of, beside products.
+_PARTS = (
+    *("rms_norm", "rope", "varlen_attention", "paged_decode_attention", "swiglu"),
+    "sample_tokens",
+)
+
+
+def packed_decoder(device: torch.device, dtype: torch.dtype) -> Callable | None:
+    """A whole decoder in C++, where each of its parts would run there; else None: run the parts."""
+    if device.type != "cpu" or dtype not in CPP_FLOATS or cpp_impl.library() is None:
+        return None
+    ours = all(select(op, device, dtype) is IMPLEMENTATIONS[op]["cpp"] for op in _PARTS)
+    return (
+        cpp_packed_decoder.PackedDecoder if ours and cpp_packed_decoder.supported(dtype) else None
+    )
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from trainer import loop, preflight, run
+from trainer import loop, preflight, run, step
 from trainer.checkpoint import find_checkpoint
 from trainer.config import Config, parse_config
 from trainer.embedded.tokenizer import build_tokenizer
@@ -113,10 +113,15 @@ def tiny_trainer(base: Path, *changes: str) -> Trainer:
     return build_trainer(tiny_config(base, base / "run", *changes))[0]
 
 
-def run_here(base: Path, folder: Path, *changes: str) -> Run:
-    """A run in this process, to its end, but for the plots; the signals stay pytest's."""
+def make_run(base: Path, folder: Path, *changes: str) -> Run:
+    """What run_loop takes; the signals stay pytest's."""
     config = tiny_config(base, folder, *changes)
-    job = Run(config, *build_trainer(config), folder, StopFlag())
+    return Run(config, *build_trainer(config), folder, StopFlag())
+
+
+def run_here(base: Path, folder: Path, *changes: str) -> Run:
+    """A run in this process, to its end, but for the plots."""
+    job = make_run(base, folder, *changes)
     with one_thread(), mock.patch.object(loop, "draw"):
         assert run_loop(job)
     return job
@@ -153,13 +158,13 @@ class Finished:
 
 # A server imports everything once (AdamW wants torch._dynamo) and forks each process from that: a
 # fresh one within milliseconds.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
 
 
 def start_process(log: Path, arguments: list[str], **changes: Any) -> multiprocessing.Process:
     """`python -m trainer.run` with `arguments`, all output to `log`; see _process for `changes`."""
-    process = _PROCESSES.Process(target=_process, args=(log, arguments), kwargs=changes)
+    process = PROCESSES.Process(target=_process, args=(log, arguments), kwargs=changes)
     process.start()
     return process
 
@@ -179,13 +184,19 @@ def _process(
     arguments: list[str],
     *,
     signal_at: tuple[str, int, tuple[int, ...]] | None = None,
+    fail_at: tuple[str, int] | None = None,
     may_load: bool = True,
+    rank: tuple[int, int, int] | None = None,
 ) -> None:
-    """With `signal_at` = (phase, steps done, signals) it sends itself these signals there.
+    """With `signal_at` = (phase, steps done, signals) it sends itself these signals there; beside
+    the phases of Trainer.on_phase there are "start-up", "grading", "backward" and "saving".
 
-    Without `may_load` it exits with 99 when it comes to load a model. What is replaced below is
-    gone with the process.
+    With `fail_at` = (phase, steps done) it fails there. Without `may_load` it exits with 99 when it
+    comes to load a model. `rank`: see tests/ranks.py. What is replaced below is gone with the
+    process.
     """
+    if rank is not None:
+        set_rank(*rank)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -194,27 +205,60 @@ def _process(
     if not may_load:
         preflight.load_model = lambda *_, **__: os._exit(99)
     if signal_at is not None:
-        run.run_loop = _run_loop_with_signals(*signal_at)
+        left = list(signal_at[2])
+        _at(
+            *signal_at[:2],
+            lambda: [os.kill(os.getpid(), left.pop(0)) for _ in signal_at[2] if left],
+        )
+    if fail_at is not None:
+        _at(*fail_at, _fail)
     run.main()
 
 
-def _run_loop_with_signals(phase: str, steps_done: int, signals: tuple[int, ...]) -> Any:
-    left = list(signals)
+def set_rank(rank: int, size: int, port: int) -> None:
+    """What torchrun tells each process of a run, by its environment."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def _fail() -> None:
+    raise FloatingPointError("on purpose")
+
+
+def _at(phase: str, steps_done: int, happens: Callable[[], Any]) -> None:
+    """Calls `happens` whenever the process comes to the phase behind so many steps."""
+    job = {}
+
+    def here(name: str) -> None:
+        done = job["run"].trainer.step if job else 0
+        if (name, done) == (phase, steps_done):
+            happens()
+
+    def announce(module: Any, function: str, name: str) -> None:
+        inner = getattr(module, function)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            here(name)
+            return inner(*args, **kwargs)
+
+        setattr(module, function, outer)
+
+    def remember(started: Run) -> bool:
+        job["run"] = started
+        return run_loop(started)
+
+    def announcing_hook(*parts: Any) -> Any:
+        inner = phase_hook(*parts)
+
+        def on_phase(name: str, done: int, total: int) -> None:
+            here(name)
+            inner(name, done, total)
+
+        return on_phase
+
     phase_hook = loop.phase_hook
-
-    def with_signals(job: Run) -> bool:
-        def signalling_hook(*parts: Any) -> Any:
-            inner = phase_hook(*parts)
-
-            def on_phase(name: str, done: int, total: int) -> None:
-                if (name, job.trainer.step) == (phase, steps_done):
-                    while left:
-                        os.kill(os.getpid(), left.pop(0))
-                inner(name, done, total)
-
-            return on_phase
-
-        loop.phase_hook = signalling_hook
-        return run_loop(job)
-
-    return with_signals
+    loop.phase_hook, run.run_loop = announcing_hook, remember
+    announce(preflight, "load_model", "start-up")
+    announce(step, "grade", "grading")
+    announce(torch.Tensor, "backward", "backward")
+    announce(loop, "write_state", "saving")

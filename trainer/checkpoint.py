@@ -97,7 +97,7 @@ def find_checkpoint(root: Path, *, allow_older: bool = False) -> Path | None:
             verify_checkpoint(entry.path)
         except CheckpointError as error:
             if not allow_older:
-                raise CheckpointError(f"{error} (only allow_older uses an older one)") from error
+                raise CheckpointError(f"{error} (resume.allow_older=true goes back)") from error
             log.warning("passing over a damaged checkpoint: %s", error)
             damaged.append(entry.path)
             continue

@@ -7,16 +7,12 @@ not here, so every field is required and `conf/` is the one place to read them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from trainer.settings import ConfigError, Count, NonNeg, Pos, PosInt, Share, build_settings
 
 __all__ = ["Config", "ConfigError", "parse_config"]  # and the settings of each group
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 @dataclass(frozen=True)
@@ -153,6 +149,9 @@ class OptimSettings:
 @dataclass(frozen=True)
 class TrainSettings:
     steps: PosInt
+    parallel: Literal["replicated", "fsdp"]
+    """Whether each of several processes (docs/distributed.md) holds all masters, moments and
+    gradients, or a part of them."""
     micro_batch_tokens: PosInt
     """Packed tokens a forward and backward pass."""
     share_prompts: Literal["auto", True, False]
@@ -204,6 +203,16 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class ResumeSettings:
+    checkpoint: str
+    """auto: continue the run folder's newest; never: refuse if there is one; or a folder."""
+    allow_older: bool
+    """Pass over damaged ones to the newest that is whole; what was done behind it is lost."""
+    allow_changes: tuple[str, ...] | None
+    """Settings, by the start of their key, that may differ from the checkpoint's; null: none."""
+
+
+@dataclass(frozen=True)
 class Config:
     name: str
     """Names the run folder."""
@@ -211,8 +220,6 @@ class Config:
     dir: str
     """Run folder."""
     seed: Count
-    resume: str
-    """auto: continue what is in the run folder; never: refuse if there is any; or a checkpoint."""
     threads: Count
     """CPU threads; 0 leaves torch's choice."""
     model: ModelSettings
@@ -228,23 +235,7 @@ class Config:
     evaluate: EvaluateSettings
     checkpoint: CheckpointSettings
     log: LogSettings
-
-
-def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """conf/FOLDER/config.yaml with hydra's overrides, as a plain mapping.
-
-    For commands beside trainer.run, which hydra starts itself. ConfigError for what it refuses.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_dir(str(CONF / folder), version_base="1.3"):
-            return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+    resume: ResumeSettings
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

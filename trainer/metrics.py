@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -199,13 +200,13 @@ def gap_metrics(
     }
 
 
-def rollout_metrics(stats: RolloutStats) -> dict[str, float]:
-    """How well the engine's rows and pages were used."""
+def rollout_metrics(stats: Sequence[RolloutStats]) -> dict[str, float]:
+    """How well the engines' rows and pages were used; one engine a rank."""
     return {
-        "rollout/idle_share": stats.idle_share,
-        "rollout/pages_peak": stats.pages_peak,
-        "rollout/slots_per_token": stats.slots_per_token,
-        "rollout/preempted": stats.preempted,
+        "rollout/idle_share": mean(s.idle_share for s in stats),
+        "rollout/pages_peak": max(s.pages_peak for s in stats),
+        "rollout/slots_per_token": mean(s.slots_per_token for s in stats),
+        "rollout/preempted": sum(s.preempted for s in stats),
     }
 
 

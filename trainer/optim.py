@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from trainer.config import OptimSettings
+from trainer.shards import is_divided, whole
+from trainer.world import ALONE, World
 
 
 class Optimizer:
@@ -13,7 +15,9 @@ class Optimizer:
     A non-finite gradient norm skips it: parameters, moments and schedule stay as they are. Whether
     it is finite is decided on the device, and counted there: nothing waits for it until someone
     reads a count. `working` is the masters' copy that computes (model/precision.py), if there is
-    one; it follows them.
+    one; it follows them. Of several ranks each has the gradient of its own micro-batches: they are
+    summed first, unless the parameters are divided, whose gradients come summed (shards.py). So all
+    ranks see one norm, and step or skip alike.
     """
 
     def __init__(
@@ -21,8 +25,9 @@ class Optimizer:
         model: torch.nn.Module,
         settings: OptimSettings,
         working: torch.nn.Module | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.settings = settings
+        self.settings, self.world = settings, world
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
@@ -74,7 +79,10 @@ class Optimizer:
 
     def step(self) -> None:
         """Clip, then step, or skip when the norm is not finite. Gradients are freed either way."""
-        self._norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        if not is_divided(self.model):
+            self.world.meet(p.grad for p in self.parameters if p.grad is not None)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        self._norm = whole(norm)
         skip = ~self._norm.isfinite().to(self._updates.device)
         for group in self.adamw.param_groups:
             group["lr"] = self._rate()
@@ -103,7 +111,13 @@ class Optimizer:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        if self.working is not None and self.working is not self.model:
+        if self.working is None or self.working is self.model:
+            return
+        if is_divided(self.model):  # one by one: gathered, each is whole on every rank
+            pairs = zip(self.working.parameters(), self.model.parameters(), strict=True)
+            for copy, part in pairs:
+                copy.copy_(whole(part.to(copy.dtype)))
+        else:
             torch._foreach_copy_(
                 list(self.working.parameters()), list(self.model.parameters()), non_blocking=True
             )

@@ -24,6 +24,7 @@ def micro_batches(
     groups: Sequence[int] | None,
     max_tokens: int,
     cost: Callable[[Work], float],
+    ranks: int = 1,
 ) -> list[list[int]]:
     """Cut sequences 0..n-1 into as few micro-batches of `max_tokens` tokens as fit, of like cost.
 
@@ -31,7 +32,8 @@ def micro_batches(
     sequences of a group share one copy of their prompt, so they stay together in parts, most of up
     to a quarter of a micro-batch. Costliest first, each into the cheapest one that has room
     (Graham's LPT rule); rising within a micro-batch. A sequence longer than `max_tokens` is
-    refused: it could never be trained on.
+    refused: it could never be trained on. With several `ranks` their number is a multiple of it,
+    and some may be empty.
     """
     parts = []
     for members in _parts(prompts, responses, groups, max_tokens):
@@ -45,9 +47,16 @@ def micro_batches(
         parts.append((cost(work), work.tokens, members))
     parts.sort(key=lambda part: -part[0])
     count = -(-sum(tokens for _, tokens, _ in parts) // max_tokens)
+    count += -count % ranks
     while (found := _distribute(parts, count, max_tokens)) is None:
-        count += 1
+        count += ranks
     return found
+
+
+def deal(costs: Sequence[float], shares: int) -> list[list[int]]:
+    """Places of the items in each of so many shares of like cost, rising within a share."""
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    return _distribute([(costs[i], 0, [i]) for i in order], shares, 0)
 
 
 def _parts(
@@ -130,6 +139,26 @@ def sequence_weights(
     else:
         raise ValueError(f"unknown loss normaliser {normaliser!r}; there are {NORMALISERS}")
     return weights.float()
+
+
+def nothing_to_train(device: torch.device | str) -> PackedBatch:
+    """A micro-batch of no sequence, with the prompt of one token that the layers want to see.
+
+    For a rank that has none left while others have: its gradients are zero, and it takes part.
+    """
+    empty = torch.zeros(0, dtype=torch.int64, device=device)
+    return PackedBatch(
+        input_ids=torch.zeros(1, dtype=torch.int64, device=device),
+        position_ids=torch.zeros(1, dtype=torch.int64, device=device),
+        cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
+        max_seqlen=1,
+        prefix=torch.tensor([-1], dtype=torch.int32),
+        rows=empty,
+        targets=empty,
+        seq_ids=empty.int(),
+        samples=empty,
+        seq_weight=empty.float(),
+    )
 
 
 def pack(

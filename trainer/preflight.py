@@ -25,12 +25,14 @@ from trainer.embedded.task import make_problem
 from trainer.grading.grader import Grader
 from trainer.grading.pool import PoolError, WorkerPool
 from trainer.memory import free_bytes, recomputed_layers
-from trainer.model import has_bfloat16, load_model, working_copy
+from trainer.model import Decoder, empty_copy, has_bfloat16, load_model, working_copy
 from trainer.model.invariant import make_batch_invariant
 from trainer.optim import Optimizer
 from trainer.rollout import RolloutEngine
+from trainer.shards import divide, is_divided
 from trainer.step import Trainer
 from trainer.types import Problem
+from trainer.world import ALONE, World
 
 EMBEDDED = "embedded"
 CHECKPOINTS = "checkpoints"
@@ -164,7 +166,7 @@ def build_grader(config: Config) -> Grader:
     return Grader(require_think, pool, settings.alarm_share)
 
 
-def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
+def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[Problem, ...]]:
     """Load and check everything a run needs; also the held-out problems of its evaluations."""
     folder = find_model(config.model.path)
     tokenizer, think_end = load_tokenizer(folder)
@@ -172,9 +174,8 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
     heldout_rows = dataclasses.replace(config.data, embedded_rows=config.evaluate.problems)
     heldout = load_data(heldout_rows, config.data.heldout, "heldout", config.seed)
     device = config.model.device
-    model = load_model(folder, dtype=torch.float32, device=device)
     dtype = getattr(torch, config.model.dtype)
-    working = working_copy(model, dtype)
+    model, working = load_policy(folder, config, world)
     reference = None
     if config.algorithm.kl_coef > 0:
         reference = load_model(folder, dtype=dtype, device=device).requires_grad_(False)
@@ -182,15 +183,15 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         raise ConfigError(f"rollout.cuda_graphs: there are none on {device}")
     if config.rollout.batch_invariant:
         check_batch_invariant(config)
-        make_batch_invariant(model)
-        if reference is not None:
-            make_batch_invariant(reference)
-    working.model.recomputed = recomputed_layers(
+        for decoder in {model, working, reference} - {None}:
+            make_batch_invariant(decoder)
+    learner, parts = (model, world.size) if is_divided(model) else (working, 1)
+    learner.model.recomputed = recomputed_layers(
         config.memory,
         model.config,
         tokens=config.train.micro_batch_tokens,
         dtype=dtype,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()) // parts,
         free=free_bytes(torch.device(device)),
     )
     stream = PromptStream(
@@ -206,10 +207,19 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
         batch_invariant=config.rollout.batch_invariant,
         cuda_graphs=config.rollout.cuda_graphs,
     )
-    optimizer = Optimizer(model, config.optim, working)
-    grader = build_grader(config)
-    parts = Trainer(
-        config, model, working, reference, tokenizer, think_end, stream, engine, optimizer, grader
+    optimizer = Optimizer(model, config.optim, working, world)
+    trainer = Trainer(
+        config,
+        model,
+        working,
+        reference,
+        tokenizer,
+        think_end,
+        stream,
+        engine,
+        optimizer,
+        build_grader(config),
+        world=world,
     )
     fitting = [p for p in heldout if fits(p, tokenizer, config)]
     if not fitting:
@@ -217,7 +227,18 @@ def build_trainer(config: Config) -> tuple[Trainer, tuple[Problem, ...]]:
             f"data.max_prompt_tokens: none of {len(heldout)} held-out problems fits "
             f"{config.data.max_prompt_tokens} tokens"
         )
-    return parts, tuple(fitting[: config.evaluate.problems])
+    return trainer, tuple(fitting[: config.evaluate.problems])
+
+
+def load_policy(folder: Path, config: Config, world: World) -> tuple[Decoder, Decoder]:
+    """(float32 masters, what computes), see Trainer; the second is filled by the optimizer."""
+    dtype = getattr(torch, config.model.dtype)
+    model = load_model(folder, dtype=torch.float32, device=config.model.device)
+    if world.size == 1 or config.train.parallel == "replicated":
+        return model, working_copy(model, dtype)
+    working = empty_copy(model, dtype).requires_grad_(False)
+    divide(model, dtype, world)
+    return model, working
 
 
 def fits(problem: Problem, tokenizer: PreTrainedTokenizerBase, config: Config) -> bool:

@@ -18,12 +18,14 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.checkpoint import CheckpointError
-from trainer.config import CONF, Config, ConfigError, parse_config
+from trainer.closing import Closing, fail
+from trainer.config import Config, ConfigError, parse_config
 from trainer.loop import Run, run_loop
 from trainer.preflight import build_trainer, check_packages, resolve_device
 from trainer.scale import resolve_scale
+from trainer.settings import CONF
 from trainer.signals import StopFlag
+from trainer.world import Joined, World, leads
 
 # In conf/: `${per_scale:EMBEDDED,PAPER}` is the value for the scale of the run.
 OmegaConf.register_new_resolver(
@@ -39,7 +41,8 @@ def main() -> None:
         scale, why = resolve_scale(asked[-1] if asked else "auto")
     except ConfigError as error:
         sys.exit(fail(error))
-    print(f"scale: {scale} ({why}); choose with scale=embedded or scale=paper", flush=True)
+    if leads():
+        print(f"scale: {scale} ({why}); choose with scale=embedded or scale=paper", flush=True)
     rest = [a for a in sys.argv[1:] if not a.startswith("scale=")]
     sys.argv = [sys.argv[0], f"scale={scale}", *rest]
     composed()
@@ -48,17 +51,14 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def composed(raw: DictConfig) -> None:
     """What hydra composed, as an exit code."""
-    try:
-        run = prepare(parse_config(OmegaConf.to_container(raw, resolve=True)))
-    except (ValueError, CheckpointError) as error:  # ConfigError is a ValueError
-        sys.exit(fail(error))
-    try:
-        complete = run_loop(run)
-    except (ConfigError, CheckpointError, FloatingPointError) as error:
-        fail(error)
-        sys.exit(1)
-    if complete:
-        print(f"done: {run.folder}/evaluation.png; samples: python -m trainer.samples {run.folder}")
+    with Closing(sys.argv[1:]) as closing:
+        check_packages()
+        config = resolve_device(parse_config(OmegaConf.to_container(raw, resolve=True)))
+        with Joined(config.model.device) as world:
+            run = prepare(config, world)
+            closing.begin(run)
+            run_loop(run)
+    sys.exit(closing.code)
 
 
 def compose_config(arguments: Sequence[str]) -> Config:
@@ -71,24 +71,17 @@ def compose_config(arguments: Sequence[str]) -> Config:
     return parse_config(OmegaConf.to_container(raw, resolve=True))
 
 
-def prepare(config: Config) -> Run:
+def prepare(config: Config, world: World) -> Run:
     """The pre-flight: everything loaded and checked, nothing computed."""
-    check_packages()
-    config = resolve_device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     stop = StopFlag()
     stop.install()
-    trainer, heldout = build_trainer(config)
+    trainer, heldout = build_trainer(config, world)
     run = Run(config, trainer, heldout, Path(config.dir), stop)
-    print(f"run folder: {run.folder}", flush=True)
+    if world.leads:
+        print(f"run folder: {run.folder}", flush=True)
     return run
-
-
-def fail(error: Exception) -> int:
-    """Say what is wrong, without a traceback: these errors are the user's to mend."""
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    return 2
 
 
 if __name__ == "__main__":

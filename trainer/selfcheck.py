@@ -9,6 +9,7 @@ import torch
 
 import kernels
 from trainer.metrics import MicroBatch
+from trainer.shards import is_divided
 from trainer.types import PackedBatch
 
 if TYPE_CHECKING:
@@ -31,14 +32,17 @@ def self_check(
     """
     config = trainer.config
     every, dtype = config.train.self_check_every, config.model.dtype
-    micro = next((micro for batches in updates for micro in batches), None)
+    every_batch = (micro for batches in updates for micro in batches)
+    micro = next((micro for micro in every_batch if len(micro.batch.samples)), None)
     if micro is None or every == 0 or trainer.step % every != 0:
         return
+    # Divided masters compute with all ranks or not at all.
+    master = trainer.working if is_divided(trainer.model) else trainer.model
     few, vocab_size = first_sequence(micro.batch), trainer.engine.vocab_size
     with torch.no_grad():
         ours, _ = logprobs(config, trainer.working, few, vocab_size)
         with kernels.override("torch"):
-            reference, _ = logprobs(config, trainer.model, few, vocab_size)
+            reference, _ = logprobs(config, master, few, vocab_size)
     gap = (ours - reference).abs().nan_to_num(nan=torch.inf)
     if not len(gap) or gap.max() <= BOUNDS[dtype]:
         return

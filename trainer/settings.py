@@ -9,9 +9,12 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
 MAX_INT = 2**63 - 1  # what fits a tensor's index, and a float
 
 
@@ -113,3 +116,21 @@ def changes(before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] =
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith(free)
     ]
+
+
+def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """conf/FOLDER/config.yaml with hydra's overrides, as a plain mapping.
+
+    For commands beside trainer.run, which hydra starts itself. ConfigError for what it refuses.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(CONF / folder), version_base="1.3"):
+            return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    # OSError: a key longer than a file name; RecursionError: 1,000 brackets.
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {error}") from error

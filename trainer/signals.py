@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -18,7 +19,8 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = ""  # name of the first signal
+        self.last_words: Callable[[], str] = str  # lines for when the second one ends it all
 
     def install(self) -> None:
         """Take over the two signals. Worker processes must not call this."""
@@ -32,8 +34,10 @@ class StopFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            sys.stderr.write(f"\n{self.last_words()}\n")
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.asked = True
-        name = signal.Signals(number).name
-        sys.stderr.write(f"\n{name}: saving at the next step boundary; once more ends at once\n")
+        self.asked = signal.Signals(number).name
+        sys.stderr.write(
+            f"\n{self.asked}: saving at the next step boundary; once more ends at once\n"
+        )

@@ -9,27 +9,37 @@ reward (LCPO puts it in the loss). Every noun is in types.py, every verb is a fu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 import kernels
-from trainer import lcpo, metrics
+from trainer import lcpo
 from trainer.config import Config
 from trainer.data.stream import Cursor, PromptStream
-from trainer.flops import forward_flops, peak_flops
+from trainer.exchange import draw_together, gather_trained
+from trainer.flops import forward_flops
 from trainer.grading.grader import Grader
 from trainer.metrics import Clock, MicroBatch, Outcome
 from trainer.model import Decoder, PackedAttention, take_rows
 from trainer.model.invariant import block_logprob, block_policy_loss
 from trainer.optim import Optimizer
-from trainer.packing import micro_batches, pack, sequence_weights, shares_prompts
+from trainer.packing import (
+    micro_batches,
+    nothing_to_train,
+    pack,
+    sequence_weights,
+    shares_prompts,
+)
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.seeds import derive_seed
 from trainer.selfcheck import self_check
+from trainer.shards import is_divided
+from trainer.stepstats import statistics
 from trainer.types import Advantages, Completion, PackedBatch, Prompt, Rollout, StepStats
+from trainer.world import ALONE, World
 
 
 @dataclass
@@ -37,8 +47,8 @@ class Trainer:
     """What a step works with. `cursor` moves only when the step is done."""
 
     config: Config
-    model: Decoder  # float32 masters
-    working: Decoder  # what computes: the same, or its copy in bfloat16
+    model: Decoder  # float32 masters, divided among the ranks with train.parallel=fsdp
+    working: Decoder  # what computes: the same, or its whole copy in the compute type
     reference: Decoder | None  # frozen start of the run; None when algorithm.kl_coef is 0
     tokenizer: PreTrainedTokenizerBase
     think_end: tuple[int, ...]  # token ids of `</think>`
@@ -49,17 +59,28 @@ class Trainer:
     cursor: Cursor = field(default_factory=Cursor)
     step: int = 0  # steps done
     on_phase: Callable[[str, int, int], None] = lambda phase, done, total: None
+    world: World = ALONE
+
+    @property
+    def learner(self) -> Decoder:
+        """What makes gradients: `working`, or the divided masters, which compute by themselves."""
+        return self.model if is_divided(self.model) else self.working
 
 
 def train_step(trainer: Trainer) -> StepStats:
     """One step: draw, score, learn. Raises FloatingPointError after too many non-finite updates."""
-    config, clock = trainer.config, Clock()
+    config, world, clock = trainer.config, trainer.world, Clock()
     prompts, cursor, dropped = trainer.stream.take(trainer.cursor, config.rollout.prompts)
     with clock("rollout"):
-        rollouts = generate(trainer, prompts)
+        rollouts, drawn = draw_together(
+            world,
+            prompts,
+            config.rollout.max_response_tokens,
+            lambda mine: (generate(trainer, mine), trainer.engine.stats),
+        )
     lengths = count(trainer, rollouts)
     advantages = lcpo.advantages(rollouts, lengths.n_total, config.reward, config.algorithm)
-    with clock("old_logprob"):
+    with clock("old_logprob"), world.together():
         updates = [
             [with_old_logprobs(trainer, batch, rollouts, number == 0) for batch in batches]
             for number, batches in enumerate(pack_updates(trainer, rollouts))
@@ -76,10 +97,11 @@ def train_step(trainer: Trainer) -> StepStats:
             trainer.optimizer.step()
     trainer.optimizer.check()
     trainer.cursor, trainer.step = cursor, trainer.step + 1
-    return statistics(trainer, rollouts, lengths, advantages, updates, outcomes, clock, dropped)
+    trained = gather_trained(world, updates, outcomes)
+    return statistics(trainer, rollouts, lengths, advantages, drawn, trained, clock, dropped)
 
 
-def generate(trainer: Trainer, prompts: list[Prompt]) -> list[Rollout]:
+def generate(trainer: Trainer, prompts: Sequence[Prompt]) -> list[Rollout]:
     """K graded samples of each prompt, group by group; graded as they end, in any order."""
     settings, seed = trainer.config.rollout, trainer.config.seed
     pairs = [(prompt, k) for prompt in prompts for k in range(settings.samples)]
@@ -107,7 +129,7 @@ def generate(trainer: Trainer, prompts: list[Prompt]) -> list[Rollout]:
 
 def count(trainer: Trainer, rollouts: list[Rollout]) -> kernels.Lengths:
     """Token counts of the completions from their ids, never from text."""
-    device = trainer.model.head_weight.device
+    device = trainer.working.head_weight.device
     ids = torch.tensor([t for r in rollouts for t in r.completion.token_ids], device=device)
     sizes = torch.tensor([0, *(len(r.completion.token_ids) for r in rollouts)])
     cu_seqlens = sizes.cumsum(0).to(torch.int32).to(device)
@@ -117,8 +139,12 @@ def count(trainer: Trainer, rollouts: list[Rollout]) -> kernels.Lengths:
 
 
 def pack_updates(trainer: Trainer, rollouts: list[Rollout]) -> list[list[PackedBatch]]:
-    """The step's samples as packed micro-batches, one list an optimizer step."""
-    config, model = trainer.config, trainer.model
+    """This rank's share of the step's samples as packed micro-batches, a list an optimizer step.
+
+    Each rank cuts all samples and takes every world.size-th micro-batch, so all have as many.
+    """
+    config, model, world = trainer.config, trainer.working, trainer.world
+    device = model.head_weight.device
     per_update = len(rollouts) // config.algorithm.updates
     updates = []
     for start in range(0, len(rollouts), per_update):
@@ -138,6 +164,7 @@ def pack_updates(trainer: Trainer, rollouts: list[Rollout]) -> list[list[PackedB
             groups if shared else None,
             config.train.micro_batch_tokens,
             lambda work: forward_flops(model.config, work),
+            world.size,
         )
         weights = sequence_weights(
             sizes[1],
@@ -152,10 +179,12 @@ def pack_updates(trainer: Trainer, rollouts: list[Rollout]) -> list[list[PackedB
                     [responses[i] for i in batch],
                     weights[batch],
                     [kept[i] for i in batch],
-                    model.head_weight.device,
+                    device,
                     [groups[i] for i in batch] if shared else None,
                 )
-                for batch in batches
+                if batch
+                else nothing_to_train(device)
+                for batch in batches[world.rank :: world.size]
             ]
         )
     return updates
@@ -211,7 +240,7 @@ def policy_loss(
     trainer: Trainer, micro: MicroBatch, advantages: Advantages
 ) -> tuple[torch.Tensor, kernels.PolicyStats]:
     """The micro-batch's share of the step's loss, float32 scalar, and its statistics."""
-    config, model, batch = trainer.config, trainer.working, micro.batch
+    config, model, batch = trainer.config, trainer.learner, micro.batch
     linear_policy_loss = (
         block_policy_loss if config.rollout.batch_invariant else kernels.linear_policy_loss
     )
@@ -234,46 +263,3 @@ def policy_loss(
     )
     micro.old = logprob if micro.old is None else micro.old
     return loss, stats
-
-
-def statistics(
-    trainer: Trainer,
-    rollouts: list[Rollout],
-    lengths: kernels.Lengths,
-    advantages: Advantages,
-    updates: list[list[MicroBatch]],
-    outcomes: list[Outcome],
-    clock: Clock,
-    dropped: int,
-) -> StepStats:
-    """All the step reports; the one place where it waits for the device."""
-    config, optimizer, model = trainer.config, trainer.optimizer, trainer.working
-    trained = [micro for batches in updates for micro in batches]
-    values = {
-        **metrics.reward_metrics(rollouts, advantages),
-        **metrics.length_metrics(rollouts, lengths, config.budget),
-        **metrics.policy_metrics(outcomes),
-        **metrics.gap_metrics(rollouts, trained),
-        **metrics.packing_metrics(updates, config.train.micro_batch_tokens, model.config),
-        **metrics.rollout_metrics(trainer.engine.stats),
-        "optim/grad_norm": optimizer.last_norm,
-        "optim/lr": optimizer.lr,
-        "optim/skipped": optimizer.skipped,
-        "data/dropped_prompts": dropped,
-    }
-    if config.train.debug:
-        # Old log-probs and the first mini-batch run the same kernels on the same packing.
-        first = values.get("policy/ratio_dev_first", 0)  # absent when all samples were dropped
-        assert first == 0, first
-    tokens = {
-        "rollout": sum(len(r.completion.token_ids) for r in rollouts),
-        "old_logprob": sum(micro.passes * len(micro.batch.input_ids) for micro in trained),
-        "update": sum(len(micro.batch.input_ids) for micro in trained),
-    }
-    seconds = metrics.speed(
-        clock.seconds(),
-        tokens,
-        metrics.step_flops(rollouts, trained, model.config),
-        peak_flops(model.head_weight.device, model.head_weight.dtype),
-    )
-    return StepStats(trainer.step, values, seconds, rollouts, advantages)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PATH = Path(__file__).with_name("liblcpo_kernels.so")
-ABI_VERSION = 3  # of csrc/api.h; raise both when a signature changes
+ABI_VERSION = 4  # of csrc/api.h; raise both when a signature changes
 
 BOOL, I32, I64, F32, F64, PTR = (
     ctypes.c_bool,

@@ -9,7 +9,7 @@
 #define LCPO_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature, together with the number in cpp_impl/loading.py.
-#define LCPO_ABI_VERSION 3
+#define LCPO_ABI_VERSION 4
 LCPO_API int32_t lcpo_abi_version();
 
 // Token counts of packed responses: ids [T], cu_seqlens [sequences + 1], outputs [sequences].
@@ -114,3 +114,69 @@ LCPO_API void lcpo_lcpo_advantage(const float* correct, const int32_t* n_y, cons
                                   int64_t groups, bool sigmoid, float alpha_exact, float alpha_max,
                                   float delta, int32_t estimator, double eps, float* length,
                                   float* reward, float* advantage);
+
+// A linear layer whose weight [outputs, inputs] was packed; bias [outputs] or null. bf16 weights are
+// packed by pairs: only where lcpo_has_product(), with an even number of inputs.
+struct LcpoLinear {
+  const void *weight, *bias;
+  int64_t outputs, inputs;
+};
+LCPO_API int64_t lcpo_packed_bytes(bool is_bf16, int64_t outputs, int64_t inputs);
+LCPO_API void lcpo_pack(const void* weight, bool is_bf16, int64_t outputs, int64_t inputs,
+                        void* packed, int32_t threads);
+
+// decode_step: one token more for each row. All weights, caches [layers, pages, page_size, kv_heads,
+// size] and biases are float32, or all bf16. Contract: kernels/ops/decode_step.py.
+struct LcpoDecodeLayer {
+  const void *input_norm, *post_norm;  // [hidden]
+  const void *q_norm, *k_norm;         // [size], or null
+  LcpoLinear q, k, v, o, gate, up, down;
+};
+struct LcpoDecodeModel {
+  const LcpoDecodeLayer* layers;
+  int64_t count, vocabulary, hidden, heads, kv_heads, size, inner;  // count of layers
+  const void *embedding, *norm;  // [vocabulary, hidden], [hidden]
+  LcpoLinear head;
+  double eps;
+  float scale;
+  bool is_bf16;
+};
+struct LcpoTokens {
+  const int64_t* tokens;
+  const float *cos, *sin;  // [count, size / 2], of their positions
+  void *k_cache, *v_cache;
+  int64_t count, slots;  // slots of a layer, pages · page_size
+  void* workspace;       // lcpo_decode_workspace or lcpo_prefill_workspace bytes
+};
+struct LcpoDecodeRows {
+  LcpoTokens tokens;           // the last token of each row
+  const int64_t* lengths;      // [rows], how many are in the cache: the token's position
+  const int32_t* block_table;  // [rows, pages_per_row]
+  int64_t page_size, pages_per_row;
+};
+struct LcpoDraw {  // see lcpo_sample_tokens
+  const int64_t *seeds, *positions;
+  int64_t* tokens;
+  float* logprob;
+  int64_t vocab_size, top_k;
+  double top_p;
+  float temperature;
+};
+LCPO_API int64_t lcpo_decode_workspace(const LcpoDecodeModel* model, int64_t rows);
+// -1, or the first row whose token, length or pages are out of range: then nothing was done.
+LCPO_API int64_t lcpo_decode_step(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
+                                  const LcpoDraw* draw, int32_t threads);
+
+// prefill: packed prompts through the same model, see lcpo_varlen_attention_forward. Keys and values
+// of token sources[w] go to slot targets[w]; hidden [wanted, hidden] are the final states of tokens
+// `last`, each of them once.
+struct LcpoPrompts {
+  LcpoTokens tokens;
+  const int32_t *cu_seqlens, *prefix;
+  const int64_t *sources, *targets, *last;
+  int64_t sequences, writes, wanted;
+  void* hidden;
+};
+LCPO_API int64_t lcpo_prefill_workspace(const LcpoDecodeModel* model, int64_t tokens);
+LCPO_API void lcpo_prefill(const LcpoDecodeModel* model, const LcpoPrompts* prompts,
+                           int32_t threads);

@@ -38,6 +38,15 @@ struct Decode {
           seen(heads) {}
   };
 
+  // Pages lie anywhere: fetches the next one's entries while those of one are copied.
+  void ahead(int64_t at, int64_t entries) const {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (const int64_t end = at + entries; at < end; at += line) {
+      __builtin_prefetch(k_cache + at);
+      __builtin_prefetch(v_cache + at);
+    }
+  }
+
   // Copies `count` positions from j0 on, for some heads, out of the row's pages.
   void gather(int64_t row, Heads some, int64_t j0, int64_t count, Workspace& w) const {
     const int64_t stride = kv_heads * size, to = some.count * padded(size);
@@ -46,6 +55,10 @@ struct Decode {
       const int64_t slot = (j0 + j) % page_size, run = std::min(page_size - slot, count - j);
       const int64_t page = pages[(j0 + j) / page_size];
       const int64_t at = (page * page_size + slot) * stride + some.first * size;
+      if (j + run < count) {
+        const int64_t next = pages[(j0 + j + run) / page_size] * page_size;
+        ahead(next * stride, std::min(page_size, count - j - run) * stride);
+      }
       pack(k_cache + at, run, stride, some.count, size, 1.0f, w.k + j * to);
       pack(v_cache + at, run, stride, some.count, size, 1.0f, w.v + j * to);
       j += run;

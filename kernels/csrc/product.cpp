@@ -8,12 +8,10 @@
 #include <memory>
 
 #include "api.h"
-#include "bf16.h"
+#include "dot_tile.h"
 #include "simd.h"
 
-#if defined(__x86_64__) && \
-    (defined(__clang__) ? __clang_major__ >= 14 : defined(__GNUC__) && __GNUC__ >= 11)
-#define LCPO_BF16_DOT
+#ifdef LCPO_BF16_DOT
 #include <immintrin.h>
 #endif
 
@@ -21,8 +19,7 @@
 namespace lcpo {
 namespace {
 
-// 8 x 3 accumulators, 3 of b and one of a leave 4 of the 32 registers.
-constexpr int64_t HEIGHT = 8, VECTORS = 3, WIDTH = VECTORS * LANES;
+constexpr int64_t HEIGHT = DOT_HEIGHT, VECTORS = DOT_VECTORS, WIDTH = DOT_WIDTH;
 
 LCPO_INLINE uint32_t pair(bf16 low, bf16 high) {
   return static_cast<uint32_t>(high) << 16 | low;
@@ -60,36 +57,47 @@ void pack_rows(const bf16* x, int64_t columns, int64_t stride, int64_t size, uin
   }
 }
 
-// One tile of c from a panel of each factor, `pairs` long.
-__attribute__((target("avx512f,avx512bf16"))) void multiply(const uint32_t* a, const uint32_t* b,
-                                                            int64_t pairs, float* c,
-                                                            int64_t stride, int64_t height,
-                                                            int64_t width, bool add) {
-  __m512 sum[HEIGHT][VECTORS];
-  for (int i = 0; i < HEIGHT; ++i) {
+template <int ROWS>
+__attribute__((target("avx512f,avx512bf16"))) void multiply(const DotTile& t) {
+  __m512 sum[ROWS][VECTORS];
+  for (int i = 0; i < ROWS; ++i) {
     for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
   }
-  for (int64_t p = 0; p < pairs; ++p, a += HEIGHT, b += WIDTH) {
+  const uint32_t *a = t.a, *b = t.b;
+  for (int64_t p = 0; p < t.pairs; ++p, a += t.a_step, b += WIDTH) {
     __m512bh right[VECTORS];
     for (int v = 0; v < VECTORS; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
-    for (int i = 0; i < HEIGHT; ++i) {
-      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i]));
+    for (int i = 0; i < ROWS; ++i) {
+      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i * t.a_row]));
       for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
     }
   }
   for (int v = 0; v < VECTORS; ++v) {
-    const int64_t left = std::clamp<int64_t>(width - v * LANES, 0, LANES);
+    const int64_t left = std::clamp<int64_t>(t.width - v * LANES, 0, LANES);
     const __mmask16 mask = static_cast<__mmask16>((1u << left) - 1u);
-    for (int i = 0; i < HEIGHT; ++i) {  // not `height`: sums must stay in registers
-      if (i >= height) continue;
-      float* at = c + i * stride + v * LANES;
-      const __m512 before = add ? _mm512_maskz_loadu_ps(mask, at) : _mm512_setzero_ps();
+    for (int i = 0; i < ROWS; ++i) {
+      float* at = t.c + i * t.stride + v * LANES;
+      const __m512 before = t.add ? _mm512_maskz_loadu_ps(mask, at) : _mm512_setzero_ps();
       _mm512_mask_storeu_ps(at, mask, _mm512_add_ps(sum[i][v], before));
     }
   }
 }
 
 }  // namespace
+
+void dot_tile(const DotTile& tile, int64_t height) {
+  switch (height) {
+    case 8: return multiply<8>(tile);
+    case 7: return multiply<7>(tile);
+    case 6: return multiply<6>(tile);
+    case 5: return multiply<5>(tile);
+    case 4: return multiply<4>(tile);
+    case 3: return multiply<3>(tile);
+    case 2: return multiply<2>(tile);
+    case 1: return multiply<1>(tile);
+  }
+}
+
 }  // namespace lcpo
 #endif
 
@@ -131,9 +139,9 @@ LCPO_API void lcpo_product(const uint16_t* a, bool a_is_transposed, int64_t a_st
     for (int64_t j = 0; j < b_panels; ++j) {
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < a_panels; ++i) {
-        multiply(&left[i * pairs * HEIGHT], &right[j * pairs * WIDTH], pairs,
-                 c + i * HEIGHT * c_stride + j * WIDTH, c_stride, m - i * HEIGHT, n - j * WIDTH,
-                 add);
+        dot_tile({&left[i * pairs * HEIGHT], 1, HEIGHT, &right[j * pairs * WIDTH], pairs,
+                  c + i * HEIGHT * c_stride + j * WIDTH, c_stride, n - j * WIDTH, add},
+                 std::min(HEIGHT, m - i * HEIGHT));
       }
     }
   }

@@ -48,15 +48,20 @@ def sample_tokens(
         require_shape(name, tensor, (rows,))
         require_dtype(name, tensor, torch.int64)
     require_temperature(temperature, zero_allowed=True)
-    if top_k < 0:
-        raise ValueError(f"top_k must be 0 (off) or positive, got {top_k}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    require_cut(top_k, top_p)
     vocab_size = vocabulary(vocab_size, logits.shape[1])
     top_k = min(top_k, vocab_size)
     return Sampled(
         *_op(logits, float(temperature), top_k, float(top_p), seeds, positions, vocab_size)
     )
+
+
+def require_cut(top_k: int, top_p: float) -> None:
+    """ValueError unless they are what sample_tokens takes."""
+    if top_k < 0:
+        raise ValueError(f"top_k must be 0 (off) or positive, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
 
 
 @torch.library.custom_op("lcpo::sample_tokens", mutates_args=())

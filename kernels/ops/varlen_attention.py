@@ -53,7 +53,7 @@ def varlen_attention(
     return _forward_op(q, k, v, cu_seqlens, max_seqlen, float(scale), prefix)[0]
 
 
-def _require_prefix(prefix: Tensor, cu_seqlens: Tensor) -> None:
+def require_prefix(prefix: Tensor, cu_seqlens: Tensor) -> None:
     require_dtype("prefix", prefix, torch.int32)
     require_shape("prefix", prefix, (cu_seqlens.shape[0] - 1,))
     values = prefix.tolist()
@@ -82,7 +82,7 @@ def _forward_op(
     """(out [T, Hq, D], lse [Hq, T] of the scaled scores, in float32 or float64)."""
     require_cu_seqlens(cu_seqlens, q.shape[0])
     if prefix is not None:
-        _require_prefix(prefix, cu_seqlens)
+        require_prefix(prefix, cu_seqlens)
     if cu_seqlens.device.type == "cpu" and cu_seqlens.shape[0] > 1:
         longest = int(cu_seqlens.diff().amax())
         if longest > max_seqlen:

@@ -103,7 +103,9 @@ def test_a_missing_data_file_is_named(tiny_base, tmp_path):
 
 def test_a_missing_checkpoint_is_named(tiny_base, tmp_path):
     """It is looked for once the model is there, which it belongs to."""
-    arguments = command(tiny_base, tmp_path / "run", f"resume={tmp_path / 'step-00000009'}")
+    arguments = command(
+        tiny_base, tmp_path / "run", f"resume.checkpoint={tmp_path / 'step-00000009'}"
+    )
     done = run_process(tmp_path / "log", arguments)
     assert done.code == 1
     assert "step-00000009" in done.output

@@ -79,7 +79,7 @@ def save_forever(root: Path, done) -> None:
         done.value = step
 
 
-def test_t1_killed_at_random_moments(tmp_path):
+def test_t01_killed_at_random_moments(tmp_path):
     """What was saved before the kill is found, whole; at most the save in flight is lost."""
     rng = random.Random(0)
     done = FORK.RawValue("q", 1)
@@ -117,7 +117,7 @@ def save_and_die(root: Path, step: int, call: int) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 2], ids=["next step", "same step again"])
-def test_t1_killed_before_each_system_call(tmp_path, step):
+def test_t01_killed_before_each_system_call(tmp_path, step):
     """Every point of the protocol, in order: first the old state, from one point on the new one."""
     outcomes = []
     for call in count(1):
@@ -176,7 +176,7 @@ def test_leftovers_of_a_live_process_are_left_to_it(tmp_path, live_pid):
 
 
 @pytest.mark.parametrize("whose", ["own", "live", "dead"])
-def test_t2_partial_folder_of_the_same_step(tmp_path, live_pid, whose):
+def test_t02_partial_folder_of_the_same_step(tmp_path, live_pid, whose):
     pid = {"own": os.getpid(), "live": live_pid, "dead": DEAD_PID}[whose]
     save_steps(tmp_path, 1)
     partial = tmp_path / f"step-00000002.tmp-{pid}"
@@ -188,7 +188,7 @@ def test_t2_partial_folder_of_the_same_step(tmp_path, live_pid, whose):
 
 
 @pytest.mark.parametrize("state", ["no manifest", "damaged", "valid"])
-def test_t2_final_folder_of_the_same_step_is_replaced(tmp_path, state):
+def test_t02_final_folder_of_the_same_step_is_replaced(tmp_path, state):
     save_steps(tmp_path, 2)
     if state == "no manifest":
         (tmp_path / "step-00000002" / MANIFEST).unlink()

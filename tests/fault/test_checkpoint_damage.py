@@ -100,7 +100,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_t3_damage_is_refused_by_name(tmp_path, caplog, damage, message):
+def test_t03_damage_is_refused_by_name(tmp_path, caplog, damage, message):
     save_steps(tmp_path, 1, 2, 3)
     newest = tmp_path / "step-00000003"
     damage(newest)
@@ -116,7 +116,7 @@ def test_t3_damage_is_refused_by_name(tmp_path, caplog, damage, message):
     assert find_checkpoint(tmp_path) == newest
 
 
-def test_t3_message_holds_both_hashes(tmp_path):
+def test_t03_message_holds_both_hashes(tmp_path):
     save_steps(tmp_path, 1)
     path = tmp_path / "step-00000001" / "model.safetensors"
     before = fingerprint(path)["sha256"]
@@ -127,7 +127,7 @@ def test_t3_message_holds_both_hashes(tmp_path):
     assert str(fingerprint(path)["sha256"]) in str(caught.value)
 
 
-def test_t3_without_verification_the_damaged_one_would_be_chosen(tmp_path, monkeypatch):
+def test_t03_without_verification_the_damaged_one_would_be_chosen(tmp_path, monkeypatch):
     """Negative control of the tests above."""
     save_steps(tmp_path, 1, 2)
     flip_bit(tmp_path / "step-00000002")
@@ -135,7 +135,7 @@ def test_t3_without_verification_the_damaged_one_would_be_chosen(tmp_path, monke
     assert find_checkpoint(tmp_path) == tmp_path / "step-00000002"
 
 
-def test_t3_several_damaged_and_all_damaged(tmp_path):
+def test_t03_several_damaged_and_all_damaged(tmp_path):
     save_steps(tmp_path, 1, 2, 3)
     truncate(tmp_path / "step-00000003")
     flip_bit(tmp_path / "step-00000002")
@@ -145,7 +145,7 @@ def test_t3_several_damaged_and_all_damaged(tmp_path):
         find_checkpoint(tmp_path, allow_older=True)  # never a silent start from scratch
 
 
-def test_t3_no_bit_of_the_manifest_may_flip(tmp_path):
+def test_t03_no_bit_of_the_manifest_may_flip(tmp_path):
     folder = save_checkpoint(tmp_path, 1, lambda f: (f / "a").write_bytes(b"abc"), keep=1)
     path = folder / MANIFEST
     good = path.read_bytes()
@@ -228,7 +228,7 @@ FULL_AT = [in_the_callback, in_the_manifest, in_fsync, in_the_last_rename, in_sa
 
 @pytest.mark.parametrize("existing", [[1], [1, 2]], ids=["next step", "same step again"])
 @pytest.mark.parametrize("full_at", FULL_AT, ids=lambda f: f.__name__)
-def test_t4_full_disk_leaves_the_old_ones(tmp_path, full_at, existing):
+def test_t04_full_disk_leaves_the_old_ones(tmp_path, full_at, existing):
     save_steps(tmp_path, *existing)
     before = names(tmp_path)
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
-from tests.helpers import command, result, run_here, run_process, start_process
-from trainer import loop, step
+from tests.helpers import command, result, run_here, run_process
+from trainer import loop, resume, step
 from trainer.checkpoint import CheckpointError, find_checkpoint
 from trainer.config import ConfigError
-from trainer.data.stream import Cursor
+from trainer.data.stream import Cursor, PromptStream
 from trainer.record import EVALUATIONS, METRICS, SAMPLES, read_rows
 from trainer.seeds import derive_seed
 
@@ -49,7 +49,7 @@ def groups(folder: Path) -> list[int]:
 # T5: N steps = k steps, save, new process, the rest
 
 
-def test_two_processes_do_what_one_does(straight, tiny_base, tmp_path):
+def test_t05_two_processes_do_what_one_does(straight, tiny_base, tmp_path):
     for steps in (2, STEPS):
         arguments = command(tiny_base, tmp_path / "run", *QUIET, f"train.steps={steps}")
         done = run_process(tmp_path / "log", arguments)
@@ -58,7 +58,7 @@ def test_two_processes_do_what_one_does(straight, tiny_base, tmp_path):
     assert len(read_rows(tmp_path / "run" / METRICS)) == STEPS
 
 
-def test_one_seed_one_result_another_seed_another(straight, tiny_base, tmp_path):
+def test_t18_one_seed_one_result_another_seed_another(straight, tiny_base, tmp_path):
     run_here(tiny_base, tmp_path / "same", *QUIET)
     assert result(tmp_path / "same") == result(straight)
     run_here(tiny_base, tmp_path / "other", *QUIET, "seed=1")
@@ -68,10 +68,10 @@ def test_one_seed_one_result_another_seed_another(straight, tiny_base, tmp_path)
 
 
 @pytest.mark.parametrize("lost", ["moments", "cursor", "weights", "seeds"])
-def test_whatever_is_lost_in_a_resume_shows(lost, straight, tiny_base, tmp_path, monkeypatch):
+def test_t05_whatever_is_lost_in_a_resume_shows(lost, straight, tiny_base, tmp_path, monkeypatch):
     """The negative control: each part of the state matters to the numbers compared above."""
     run_here(tiny_base, tmp_path, *QUIET, "train.steps=2")
-    load_state = loop.load_state
+    load_state = resume.load_state
 
     def load_without(trainer, checkpoint, state):
         start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -85,7 +85,7 @@ def test_whatever_is_lost_in_a_resume_shows(lost, straight, tiny_base, tmp_path,
         else:
             monkeypatch.setattr(step, "derive_seed", lambda *path: derive_seed(*path, "other"))
 
-    monkeypatch.setattr(loop, "load_state", load_without)
+    monkeypatch.setattr(resume, "load_state", load_without)
     run_here(tiny_base, tmp_path, *QUIET)
     found, expected = result(tmp_path), result(straight)
     assert found[METRICS][:2] == expected[METRICS][:2]
@@ -96,7 +96,7 @@ def test_whatever_is_lost_in_a_resume_shows(lost, straight, tiny_base, tmp_path,
 # T6: the prompts of a resumed run
 
 
-def test_prompts_are_those_of_the_uninterrupted_run(straight, tiny_base, tmp_path):
+def test_t06_prompts_are_those_of_the_uninterrupted_run(straight, tiny_base, tmp_path):
     """Stopped behind every step: within an epoch, behind its end, and with an update skipped."""
     expected = groups(straight)
     assert len(expected) == 4 * STEPS
@@ -106,7 +106,7 @@ def test_prompts_are_those_of_the_uninterrupted_run(straight, tiny_base, tmp_pat
         assert groups(tmp_path) == expected[: 4 * steps]
 
 
-def test_a_skipped_update_loses_no_prompts(straight, tiny_base, tmp_path, monkeypatch):
+def test_t06_a_skipped_update_loses_no_prompts(straight, tiny_base, tmp_path, monkeypatch):
     train_step = loop.train_step
 
     def with_broken_gradient(trainer):
@@ -125,42 +125,10 @@ def test_a_skipped_update_loses_no_prompts(straight, tiny_base, tmp_path, monkey
     assert (state["skipped"], state["updates"]) == (4, 2 * STEPS - 4)
 
 
-# kill -9
-
-
-def rows_in(file: Path) -> int:
-    return file.read_text().count("\n") if file.exists() else 0
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_moments_it_ends_the_same(seed, straight, tiny_base, tmp_path):
-    moments = random.Random(seed)
-    arguments = command(tiny_base, tmp_path / "run", *QUIET, "checkpoint.every=1")
-    codes = []
-    metrics = tmp_path / "run" / METRICS
-    for attempt in range(3):  # at the start, about step 2, about step 4; a step takes some 0.1 s
-        log = tmp_path / f"log-{attempt}"
-        process = start_process(log, arguments)
-        while process.is_alive() and not (log.exists() and "run folder" in log.read_text()):
-            time.sleep(0.005)
-        while process.is_alive() and attempt and rows_in(metrics) < 2 * attempt:
-            time.sleep(0.005)
-        process.join(moments.uniform(0.0, 0.1))
-        process.kill()
-        process.join()
-        codes.append(process.exitcode)
-    assert -signal.SIGKILL in codes, "every process had ended before its kill"
-    done = run_process(tmp_path / "log", arguments)
-    assert done.code == 0, done.output
-    assert result(tmp_path / "run") == result(straight)
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == [f"step-{step:08d}" for step in (STEPS - 1, STEPS)]  # no leftovers
-
-
 # What may change under a checkpoint
 
 
-def test_a_changed_setting_is_refused_with_its_diff(straight, tiny_base, tmp_path):
+def test_t07_a_changed_setting_is_refused_with_its_diff(straight, tiny_base, tmp_path):
     run = copy_run(straight, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError) as refusal:
@@ -170,7 +138,34 @@ def test_a_changed_setting_is_refused_with_its_diff(straight, tiny_base, tmp_pat
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_settings_that_do_not_shape_the_result_are_free(straight, tiny_base, tmp_path):
+def test_t07_a_named_change_is_allowed_and_said(straight, tiny_base, tmp_path, capsys):
+    run = copy_run(straight, tmp_path / "run")
+    allowed = ("train.steps=7", "optim.lr=0.25", "resume.allow_changes=[optim.lr]")
+    with pytest.raises(ConfigError) as refusal:
+        run_here(tiny_base, run, *QUIET, *allowed, "budget.max=19")
+    assert str(refusal.value).splitlines()[1:] == ["  budget.max: 20 -> 19"]
+    capsys.readouterr()
+    assert run_here(tiny_base, run, *QUIET, *allowed).trainer.step == 7
+    assert "allow_changes allows: optim.lr: 0.0005 -> 0.25" in capsys.readouterr().out
+    run_here(tiny_base, run, *QUIET, "train.steps=8", "optim.lr=0.25")  # now it is the run's own
+
+
+def test_t07_changed_problems_are_refused(tiny_base, tmp_path):
+    """The same file name, one other answer: the settings alone cannot tell."""
+    file = tmp_path / "sums.jsonl"
+    rows = [{"problem": f"{i}+1=?", "answer": str(i + 1)} for i in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = (*QUIET, f"data.train={file}")
+    run_here(tiny_base, tmp_path / "run", *settings, "train.steps=1")
+    rows[4]["answer"] = "6"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r"data\.train \(contents\): .*'rows': 6.* -> .*sha256"):
+        run_here(tiny_base, tmp_path / "run", *settings, "train.steps=2")
+    allowed = (*settings, "train.steps=2", "resume.allow_changes=[data.train]")
+    assert run_here(tiny_base, tmp_path / "run", *allowed).trainer.step == 2
+
+
+def test_t07_settings_that_do_not_shape_the_result_are_free(straight, tiny_base, tmp_path):
     run = copy_run(straight, tmp_path / "run")
     free = ("train.steps=7", "checkpoint.every=1", "evaluate.budgets=[6]", "checkpoint.keep=1")
     assert run_here(tiny_base, run, *QUIET, *free).trainer.step == 7
@@ -189,7 +184,7 @@ def test_a_finished_run_is_not_trained_on(straight, tiny_base, tmp_path):
     assert result(run) == result(straight)
 
 
-# resume=never, resume=PATH
+# resume=never, resume.checkpoint=PATH
 
 
 def test_never_refuses_a_folder_with_a_checkpoint(straight, tiny_base, tmp_path):
@@ -204,19 +199,63 @@ def test_never_refuses_a_folder_with_a_checkpoint(straight, tiny_base, tmp_path)
 def test_a_named_checkpoint_is_continued_in_another_folder(straight, tiny_base, tmp_path):
     run_here(tiny_base, tmp_path / "first", *QUIET, "train.steps=2")
     named = find_checkpoint(tmp_path / "first" / "checkpoints")
-    run_here(tiny_base, tmp_path / "second", *QUIET, f"resume={named}")
+    run_here(tiny_base, tmp_path / "second", *QUIET, f"resume.checkpoint={named}")
     found, expected = result(tmp_path / "second"), result(straight)
     assert found["model"] == expected["model"] and found["optim"] == expected["optim"]
     assert found[METRICS] == expected[METRICS][2:]
 
 
-def test_a_damaged_checkpoint_is_refused_and_named(straight, tiny_base, tmp_path):
+def test_t03_a_damaged_checkpoint_is_refused_and_named(straight, tiny_base, tmp_path):
     run = copy_run(straight, tmp_path / "run")
     state = run / "checkpoints" / "step-00000006" / "state.json"
     content = json.loads(state.read_text())
     state.write_text(json.dumps(content | {"step": 5}))
     with pytest.raises(CheckpointError, match=r"state\.json: expected .*sha256"):
         run_here(tiny_base, run, *QUIET)
+
+
+def test_t03_an_older_one_is_taken_on_request_only(straight, tiny_base, tmp_path):
+    """And then it is as if the run had been stopped there."""
+    run = tmp_path / "run"
+    run_here(tiny_base, run, *QUIET, "checkpoint.every=3")
+    newest = run / "checkpoints" / "step-00000006"
+    (newest / "optim.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"resume\.allow_older=true goes back"):
+        run_here(tiny_base, run, *QUIET)
+    job = run_here(tiny_base, run, *QUIET, "resume.allow_older=true")
+    assert job.trainer.step == STEPS and newest.with_name("step-00000006.damaged").is_dir()
+    assert without_evaluations(run) == without_evaluations(straight)
+
+
+def test_t09_whatever_seeds_after_a_load_undoes_nothing(straight, tiny_base, tmp_path, monkeypatch):
+    """No number of a run comes from a global generator, so none of them can be set back."""
+    run_here(tiny_base, tmp_path, *QUIET, "train.steps=2")
+    load_state, take = resume.load_state, PromptStream.take
+
+    def seed_everything() -> None:
+        random.seed(0)
+        numpy.random.seed(0)
+        torch.manual_seed(0)
+
+    def load_and_seed(*parts):
+        load_state(*parts)
+        seed_everything()
+
+    def seed_and_take(*parts):
+        seed_everything()
+        return take(*parts)
+
+    monkeypatch.setattr(resume, "load_state", load_and_seed)
+    monkeypatch.setattr(PromptStream, "take", seed_and_take)
+    run_here(tiny_base, tmp_path, *QUIET)
+    assert without_evaluations(tmp_path) == without_evaluations(straight)
+
+
+def test_t09_a_run_draws_nothing_from_the_global_generators(tiny_base, tmp_path):
+    before = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+    run_here(tiny_base, tmp_path, *QUIET, "train.steps=2")
+    after = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+    assert after == before
 
 
 def test_logs_without_a_checkpoint_are_begun_anew(straight, tiny_base, tmp_path):

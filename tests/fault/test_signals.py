@@ -30,14 +30,18 @@ def checkpoints(run: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("phase", "steps_done", "number", "saved"),
     [
-        ("evaluate", 0, signal.SIGTERM, []),  # nothing is done yet
+        ("start-up", 0, signal.SIGTERM, []),  # nothing is done yet
+        ("evaluate", 0, signal.SIGTERM, []),
         ("rollout", 2, signal.SIGTERM, ["step-00000002"]),  # the step is begun again
+        ("grading", 2, signal.SIGTERM, ["step-00000002"]),
         ("old_logprob", 1, signal.SIGINT, ["step-00000001"]),
         ("update", 2, signal.SIGTERM, ["step-00000003"]),  # weights are moving: it is finished
+        ("backward", 2, signal.SIGINT, ["step-00000003"]),
         ("evaluate", 2, signal.SIGTERM, ["step-00000002"]),
+        ("saving", 4, signal.SIGTERM, ["step-00000004"]),  # the run is complete
     ],
 )
-def test_a_signal_saves_once_and_the_same_command_continues(
+def test_t08_a_signal_saves_once_and_the_same_command_continues(
     phase, steps_done, number, saved, straight, tiny_base, tmp_path
 ):
     run = tmp_path / "run"
@@ -47,23 +51,47 @@ def test_a_signal_saves_once_and_the_same_command_continues(
     )
     assert stopped.code == 0, stopped.output
     assert f"{number.name}: saving at the next step boundary" in stopped.output
-    assert "the same command continues" in stopped.output
+    if saved != ["step-00000004"]:
+        assert f"stopped by {number.name}\nbehind step" in stopped.output
+    assert f"continue: python -m trainer.run scale=embedded {arguments[0]}" in stopped.output
     assert checkpoints(run) == saved
     run_here(tiny_base, run, *QUIET)
     assert result(run) == result(straight)
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_at_once(second, straight, tiny_base, tmp_path):
+def test_t08_a_second_signal_ends_at_once(second, straight, tiny_base, tmp_path):
     run = tmp_path / "run"
     signals = (int(signal.SIGTERM), int(second))
     ended = run_process(
         tmp_path / "log", command(tiny_base, run, *QUIET), signal_at=("update", 2, signals)
     )
     assert ended.code == -second, ended.output
+    words = "ended at once\nbehind step 2 of 4; saved: nothing yet\ncontinue: python -m trainer"
+    assert words in ended.output
     assert checkpoints(run) == []
     run_here(tiny_base, run, *QUIET)
     assert result(run) == result(straight)
+
+
+def test_t08_a_stop_in_the_middle_of_a_periodic_save_keeps_it(straight, tiny_base, tmp_path):
+    run = tmp_path / "run"
+    arguments = command(tiny_base, run, *QUIET, "checkpoint.every=2")
+    stopped = run_process(tmp_path / "log", arguments, signal_at=("saving", 2, (signal.SIGTERM,)))
+    assert stopped.code == 0, stopped.output
+    assert f"saved: {run}/checkpoints/step-00000002\n" in stopped.output
+    assert checkpoints(run) == ["step-00000002"]
+    run_here(tiny_base, run, *QUIET)
+    assert result(run) == result(straight)
+
+
+def test_t08_a_stop_leaves_evaluation_at_once(tiny_base, tmp_path):
+    """Not behind its 400 answers: whoever sends SIGTERM counts the seconds."""
+    run = tmp_path / "run"
+    arguments = command(tiny_base, run, *QUIET, "evaluate.problems=100", "evaluate.samples=2")
+    stopped = run_process(tmp_path / "log", arguments, signal_at=("evaluate", 0, (signal.SIGTERM,)))
+    assert stopped.code == 0, stopped.output
+    assert not (run / "evaluations.jsonl").read_text()
 
 
 def test_the_flag_waits_for_a_safe_point():

@@ -17,7 +17,7 @@ import torch
 
 from tests.fuzz import mutate
 from trainer.checkpoint import CheckpointError, verify_checkpoint
-from trainer.config import ConfigError, compose_settings, parse_config
+from trainer.config import ConfigError, parse_config
 from trainer.data.problems import load_problems
 from trainer.evaluate.sets import load_set
 from trainer.evaluate.settings import read_settings
@@ -30,6 +30,7 @@ from trainer.model import Decoder, ModelConfig, load_model, save_model
 from trainer.model.config import read_config
 from trainer.record import iter_rows
 from trainer.run import CONF  # importing it registers the resolver that conf/ uses
+from trainer.settings import compose_settings
 from trainer.types import Problem
 
 CORPUS = Path(__file__).with_name("corpus")

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.fuzz.targets import SMALL, put, small_folder
-from trainer.config import ConfigError, compose_settings
+from trainer.config import ConfigError
 from trainer.data.problems import load_problems
 from trainer.files import read_json
 from trainer.grading import MAX_ANSWER_CHARS
 from trainer.model import load_model
 from trainer.model.config import read_config
 from trainer.record import read_rows
-from trainer.settings import NonNeg, PosInt, build_settings
+from trainer.settings import NonNeg, PosInt, build_settings, compose_settings
 
 DEEP = '{"a": ' * 100_000
 

@@ -25,6 +25,7 @@ def test_csrc_under_sanitizers(tmp_path):
             "csrc_test",
             "csrc_rows_test",
             "csrc_attention_test",
+            "csrc_decoder_test",
         ],
         ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
     ):

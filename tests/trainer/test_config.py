@@ -130,6 +130,12 @@ def test_wandb_is_a_name_or_nothing():
     assert_refused("log.wandb", True)
 
 
+def test_allowed_changes_are_keys_or_nothing():
+    assert parse_with("resume.allow_changes", ["optim."]).resume.allow_changes == ("optim.",)
+    for value in ([], [1], "optim.lr", True):
+        assert_refused("resume.allow_changes", value)
+
+
 @pytest.mark.parametrize("key", LEAVES)
 def test_nothing_may_be_missing(key):
     raw = raw_config("scale=embedded", "+experiment=l1_exact")

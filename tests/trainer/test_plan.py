@@ -72,7 +72,7 @@ def test_flops_are_those_of_the_formula(paper):
     [
         ("1xh100", ()),
         ("1xa100-40", ("rollout.pages=", "memory.activations=full", "train.micro_batch_tokens=")),
-        ("1x4090", ("parallel=fsdp", "hardware.gpus=", "rollout.pages=")),
+        ("1x4090", ("train.parallel=fsdp", "hardware.gpus=", "rollout.pages=")),
     ],
 )
 def test_what_would_fit_is_planned_again(hardware, expected):
@@ -116,8 +116,8 @@ def test_fewer_pages_and_smaller_passes_are_enough():
 
 def test_fsdp_divides_what_it_says():
     options = [*SMALL, "hardware.gpus=4", "hardware.memory_gib=10"]
-    whole = memory_of([*options, "parallel=replicated"]).walk.memory["update"]
-    parts = memory_of([*options, "parallel=fsdp"]).walk.memory["update"]
+    whole = memory_of([*options, "train.parallel=replicated"]).walk.memory["update"]
+    parts = memory_of([*options, "train.parallel=fsdp"]).walk.memory["update"]
     for part in ("masters", "moments", "gradients"):
         assert parts[part] == whole[part] // 4
     for part in ("reference", "activations"):
@@ -125,7 +125,8 @@ def test_fsdp_divides_what_it_says():
 
 
 def test_costs_by_hand():
-    memory = memory_of([*SMALL, "hardware.gpus=4", "hardware.memory_gib=10"])
+    four = ("hardware.gpus=4", "hardware.memory_gib=10", "train.parallel=fsdp")
+    memory = memory_of([*SMALL, *four])
     asked = memory.asked
     prices = Prices(asked, memory.walk)
     full, traffic = prices.peak.full, prices.peak.memory
@@ -142,7 +143,7 @@ def test_costs_by_hand():
     assert cost.host == pytest.approx(1000 * share.host_us * 1e-6)
     assert Cost(host=2.0, device=1.0).seconds == 2.0
     moved = prices.exchange(2).bytes
-    assert moved == pytest.approx(0.75 * memory.walk.parameters * (2 * 4 + 4))
+    assert moved == pytest.approx(0.75 * memory.walk.parameters * (2 * (2 * 4 + 4) + 4))
     costs = phases(asked, memory.walk, memory.demands)
     assert {len(found) for found in costs.values()} == {4}
 

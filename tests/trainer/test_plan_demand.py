@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers import tiny_decoder
 from trainer.config import ConfigError
+from trainer.flops import forward_flops
 from trainer.plan.demand import demands, make_engine, requests, response_lengths, simulate
 from trainer.plan.settings import read_asked
 from trainer.rollout import Sampling
@@ -51,16 +52,24 @@ def test_every_sample_is_in_one_micro_batch():
     assert sum(len(b.responses) for b in batches) == 128 * 16
     drawn = sum(demand.rollout.work.rows for demand in found)
     assert drawn == sum(b.work.rows for b in batches) == 16 * sum(response_lengths(asked))
+    # Dealt by cost: no GPU draws or trains a twentieth more than the mean.
+    counts = [[len(update) for update in demand.updates] for demand in found]
+    assert counts == counts[:1] * 8
+    for costs in (
+        [demand.rollout.work.rows for demand in found],
+        [sum(forward_flops(asked.model, b.work) for u in d.updates for b in u) for d in found],
+    ):
+        assert max(costs) < 1.05 * mean(costs)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("hardware=abacus", "hardware: 'abacus' is not one of 1x4090, 1xa100-40"),
-        ("hardware.gpus=3", "hardware.gpus: 3 must divide"),
+        ("hardware.gpus=129", "hardware.gpus: 129 GPUs for rollout.prompts=128"),
         ("hardware.chip=Z80", "hardware.chip: trainer/flops.py states nothing for 'Z80'"),
         ("model.path=runs/nothing", "plan.shape: no config.json at hand for runs/nothing"),
-        ("parallel=tensor", "plan.parallel: 'tensor' is not one of fsdp, replicated"),
+        ("train.parallel=tensor", "train.parallel: 'tensor' is not one of replicated, fsdp"),
         ("price_per_hour=-1", "plan.price_per_hour: must be at least 0"),
         ("prise=2", "prise=2"),
     ],

@@ -6,10 +6,14 @@ L1 draws a budget once, unseeded, when its data file is built; here it is redraw
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import json
 import math
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import BudgetSettings, ConfigError
 from trainer.data.prompts import encode_prompt
@@ -53,6 +57,13 @@ class PromptStream:
     seed: int
     max_prompt_tokens: int
     _order: tuple[int, list[int]] = field(default=(-1, []), repr=False)  # of the epoch last asked
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """{"rows", "sha256"} of the problems in their order: what a resume must find unchanged."""
+        rows = [dataclasses.asdict(problem) for problem in self.problems]
+        text = json.dumps(rows, sort_keys=True)  # ASCII: lone surrogates have no UTF-8
+        return {"rows": len(rows), "sha256": hashlib.sha256(text.encode("ascii")).hexdigest()}
 
     def take(self, cursor: Cursor, count: int) -> tuple[list[Prompt], Cursor, int]:
         """The next `count` prompts, the cursor behind them, and how many rows were too long.

@@ -13,9 +13,11 @@ from trainer.data.prompts import encode_prompt
 from trainer.evaluate.figures import length_figures
 from trainer.grading.grader import Grader
 from trainer.metrics import correlation
+from trainer.packing import deal
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.seeds import derive_seed
-from trainer.types import Problem
+from trainer.types import Completion, Problem
+from trainer.world import ALONE, World
 
 
 def evaluate(
@@ -27,11 +29,13 @@ def evaluate(
     mode: str,
     grader: Grader,
     seed: int,
+    world: World = ALONE,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """{"overall": {...}, "budgets": [{...}], "used": [[asked, used, correct], ...]}.
 
-    The seeds depend on budget, problem and sample only, so two evaluations of one model are equal.
+    The seeds depend on budget, problem and sample only, so two evaluations of one model are equal,
+    whatever the number of ranks that draw the samples.
     """
     asked, requests, owners = [], [], []
     for budget in settings.budgets:
@@ -44,7 +48,13 @@ def evaluate(
                 asked.append(budget)
                 owners.append(problem)
     sampling = Sampling(settings.temperature, settings.top_p)
-    completions = engine.generate(requests, sampling, on_progress)
+    shares = deal(asked, world.size)
+    with world.together():
+        mine = [requests[i] for i in shares[world.rank]]
+        drawn = engine.generate(mine, sampling, on_progress)
+    parts = zip(shares, world.gather(drawn), strict=True)
+    by_place = {i: c for share, part in parts for i, c in zip(share, part, strict=True)}
+    completions: list[Completion] = [by_place[i] for i in range(len(requests))]
     texts = tokenizer.batch_decode([c.token_ids for c in completions])
     for index, (text, problem) in enumerate(zip(texts, owners, strict=True)):
         grader.submit(index, text, problem)

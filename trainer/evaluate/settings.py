@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config import ConfigError, ModelSettings, compose_settings
+from trainer.config import ConfigError, ModelSettings
 from trainer.files import read_json
-from trainer.settings import Count, NonNeg, Pos, PosInt, Share, build_settings
+from trainer.settings import Count, NonNeg, Pos, PosInt, Share, build_settings, compose_settings
 
 SCALES = ("auto", "embedded", "paper")
 

@@ -4,7 +4,7 @@ from trainer.model.attention import Attend, DecodeAttention, PackedAttention, Pa
 from trainer.model.config import ModelConfig, RopeConfig, read_config
 from trainer.model.decoder import Decoder
 from trainer.model.embedding import take_rows
-from trainer.model.precision import has_bfloat16, working_copy
+from trainer.model.precision import empty_copy, has_bfloat16, working_copy
 from trainer.model.weights import copy_tokenizer, load_model, save_model
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PagedCache",
     "RopeConfig",
     "copy_tokenizer",
+    "empty_copy",
     "has_bfloat16",
     "load_model",
     "read_config",

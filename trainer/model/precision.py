@@ -27,10 +27,15 @@ def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
     """
     if master.head_weight.dtype == dtype:
         return master
-    empty = Decoder(master.config, device="meta", dtype=dtype)  # no initial values to be drawn
-    copy = empty.to_empty(device=master.head_weight.device)
+    copy = empty_copy(master, dtype)
     send_gradients(copy, master)
     return copy
+
+
+def empty_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
+    """A decoder of the same sizes on the same device, its weights still to be set."""
+    empty = Decoder(master.config, device="meta", dtype=dtype)  # no initial values to be drawn
+    return empty.to_empty(device=master.head_weight.device)
 
 
 def send_gradients(copy: Decoder, master: Decoder) -> None:

@@ -3,7 +3,7 @@
 The price of a run before it is paid: memory by part, seconds by phase, hours and dollars, and what
 to set where it does not fit. Needs no GPU and downloads nothing. Overrides as for a run;
 hardware=NAME takes conf/hardware/NAME.yaml, and further keys are those of conf/plan/default.yaml:
-response_tokens=2050 prompt_tokens=150 parallel=fsdp|replicated shape=FOLDER json=FILE png=FILE.
+response_tokens=2050 prompt_tokens=150 shape=FOLDER json=FILE png=FILE.
 Exit codes: 0 it fits, 1 it does not, 2 refused.
 """
 

@@ -103,16 +103,17 @@ class Prices:
     def exchange(self, micro_batches: int) -> Cost:
         """Gradients and weights between the GPUs for one optimizer step, behind everything else.
 
-        fsdp: each micro-batch's gradients are summed into the parts, then weights are gathered.
-        replicated: gradients are summed once, which takes both halves of that.
+        fsdp: each micro-batch gathers weights for both its passes and sums gradients into the
+        parts; then the copy for rollouts is gathered. replicated: gradients are summed once, which
+        takes as much as a sum into parts and a gathering of them.
         """
         hardware, count = self.asked.hardware, self.walk.parameters
         if hardware.gpus == 1:
             return Cost()
         share = (hardware.gpus - 1) / hardware.gpus
         weights = count * self.asked.dtype.itemsize
-        moved = micro_batches * count * FLOAT32 + weights
-        if self.asked.plan.parallel == "replicated":
+        moved = micro_batches * (2 * weights + count * FLOAT32) + weights
+        if self.asked.shards == 1:
             moved = 2 * count * FLOAT32
         seconds = share * moved / (hardware.link_gb_s * GIGA)
         return Cost(0, share * moved, seconds, seconds)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.data.stream import draw_budget
 from trainer.flops import Work, forward_flops, sequence_work
-from trainer.packing import micro_batches, shares_prompts
+from trainer.packing import deal, micro_batches, shares_prompts
 from trainer.plan.settings import Asked
 from trainer.rollout import Request, RolloutEngine
 from trainer.rollout.engine import PREFILL_TOKENS, rounds
@@ -87,10 +87,16 @@ def response_lengths(asked: Asked) -> list[int]:
 
 
 def demands(asked: Asked) -> list[Demand]:
-    """One a GPU; prompts are dealt out in turn."""
+    """One a GPU: prompts and micro-batches dealt out as exchange.py and step.pack_updates do."""
     lengths, gpus = response_lengths(asked), asked.hardware.gpus
+    known = asked.config.budget.mode != "none"
+    shares = deal(lengths if known else [1] * len(lengths), gpus)
+    updates = cut(asked, lengths)
     return [
-        Demand(simulate(asked, lengths[gpu::gpus]), cut(asked, lengths[gpu::gpus]))
+        Demand(
+            simulate(asked, [lengths[i] for i in shares[gpu]]),
+            [batches[gpu::gpus] for batches in updates],
+        )
         for gpu in range(gpus)
     ]
 
@@ -179,7 +185,7 @@ class _Counting:
 
 
 def cut(asked: Asked, lengths: Sequence[int]) -> list[list[MicroBatchPlan]]:
-    """Micro-batches of each optimizer step, as step.pack_updates cuts them."""
+    """Micro-batches of each optimizer step, of all GPUs, as step.pack_updates cuts them."""
     config, prompt = asked.config, prompt_tokens(asked)
     per_update = len(lengths) // config.algorithm.updates
     updates = []
@@ -196,6 +202,7 @@ def cut(asked: Asked, lengths: Sequence[int]) -> list[list[MicroBatchPlan]]:
             groups if shared else None,
             config.train.micro_batch_tokens,
             lambda work: forward_flops(asked.model, work),
+            asked.hardware.gpus,
         )
         updates.append([_micro_batch(prompt, responses, groups, b, shared) for b in batches])
     return updates

@@ -76,7 +76,7 @@ def memory_of(overrides: Sequence[str]) -> Memory:
     """A step walked; see read_asked for what is raised."""
     asked = read_asked(overrides)
     found = demands(asked)
-    prompts = asked.config.rollout.prompts // asked.hardware.gpus
+    prompts = -(-asked.config.rollout.prompts // asked.hardware.gpus)
     return Memory(asked, found, walk_step(asked, largest(found), prompts))
 
 
@@ -131,11 +131,10 @@ def find_changes(overrides: Sequence[str], memory: Memory) -> list[str] | None:
     while memory.asked.hardware.device == "cuda" and more <= MOST_GPUS:
         tries.append(more)
         more *= 2
-    prompts = memory.asked.config.rollout.prompts // memory.asked.config.algorithm.updates
     for count in tries:
-        if found is not None or prompts % count:
+        if found is not None or count > memory.asked.config.rollout.prompts:
             break
-        more_gpus = ["parallel=fsdp", f"hardware.gpus={count}"]
+        more_gpus = ["train.parallel=fsdp", f"hardware.gpus={count}"]
         again = memory_of([*overrides, *more_gpus])
         changes = [] if again.fits else _on_these([*overrides, *more_gpus], again)
         found = None if changes is None else [*more_gpus, *changes]
@@ -175,7 +174,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return {
         "hardware": asked.name,
         "gpus": asked.hardware.gpus,
-        "parallel": asked.plan.parallel,
+        "parallel": asked.config.train.parallel,
         "parameters": memory.walk.parameters,
         "response_tokens": mean(
             n for d in memory.demands for u in d.updates for b in u for n in b.responses

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 
 import trainer.run  # noqa: F401  registers what conf/ needs to be resolved
-from trainer.config import CONF, Config, ConfigError, compose_settings, parse_config
+from trainer.config import Config, ConfigError, parse_config
 from trainer.flops import Peak, copy_rate, peak_flops, stated_peak
 from trainer.memory import GIB, free_bytes
 from trainer.model import ModelConfig, has_bfloat16, read_config
 from trainer.preflight import EMBEDDED, find_model
-from trainer.settings import NonNeg, Pos, PosInt, Share, build_settings
+from trainer.settings import CONF, NonNeg, Pos, PosInt, Share, build_settings, compose_settings
 
 SHAPES = CONF / "shapes"
 
@@ -25,7 +25,7 @@ SHAPES = CONF / "shapes"
 class HardwareSettings:
     device: Literal["cuda", "cpu"]
     gpus: PosInt
-    """Processes, one a GPU; they share the prompts of a step evenly."""
+    """Processes, one a GPU."""
     chip: str | None
     """A row of trainer.flops.STATED; null: this machine, measured."""
     memory_gib: Pos | None
@@ -52,8 +52,6 @@ class PlanSettings:
     """Mean length of a response; null: that of the budgets, 2,050 in the paper's recipe."""
     prompt_tokens: PosInt
     """Mean length of a prompt; at most data.max_prompt_tokens is taken."""
-    parallel: Literal["fsdp", "replicated"]
-    """fsdp: masters, moments and gradients are divided by the GPUs; replicated: each has all."""
     shape: str | None
     """Folder with a config.json, or a name in conf/shapes; null: found from model.path."""
     json: str | None
@@ -79,8 +77,8 @@ class Asked:
 
     @property
     def shards(self) -> int:
-        """By how many masters, moments and gradients are divided."""
-        return self.hardware.gpus if self.plan.parallel == "fsdp" else 1
+        """By how many masters, moments and gradients are divided: train.parallel."""
+        return self.hardware.gpus if self.config.train.parallel == "fsdp" else 1
 
     @property
     def capacity(self) -> float:
@@ -120,10 +118,10 @@ def read_asked(overrides: Sequence[str]) -> Asked:
     if hardware.chip and stated_peak(hardware.chip) is None:
         raise ConfigError(f"hardware.chip: trainer/flops.py states nothing for {hardware.chip!r}")
     config = parse_config(raw)
-    if config.rollout.prompts % (hardware.gpus * config.algorithm.updates):
+    if config.rollout.prompts < hardware.gpus:
         raise ConfigError(
-            f"hardware.gpus: {hardware.gpus} must divide the {config.rollout.prompts} prompts "
-            f"of a step into algorithm.updates={config.algorithm.updates} equal parts each"
+            f"hardware.gpus: {hardware.gpus} GPUs for rollout.prompts={config.rollout.prompts}: "
+            "a group is drawn by one of them"
         )
     return Asked(on_device(config, hardware.device), hardware, plan, name, find_shape(config, plan))
 

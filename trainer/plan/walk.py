@@ -31,7 +31,7 @@ from trainer.rollout.scheduler import Scheduler
 from trainer.step import Trainer
 from trainer.types import Advantages, PackedBatch
 
-SHARDED = ("masters", "moments", "gradients")  # divided by the GPUs with parallel=fsdp
+SHARDED = ("masters", "moments", "gradients")  # divided by the GPUs with train.parallel=fsdp
 PARTS = ("masters", "moments", "gradients", "working copy", "reference", "KV pages")
 PASS = ("activations", "workspace")
 PHASES = ("rollout", "log-probs", "update", "optimizer")
@@ -80,7 +80,7 @@ class Walker:
 
         model = decoder("masters", torch.float32)
         working, reference = model, None
-        if asked.dtype != torch.float32:
+        if asked.dtype != torch.float32 or asked.shards > 1:
             working = decoder("working copy", asked.dtype)
             send_gradients(working, model)
         if config.algorithm.kl_coef > 0:
@@ -220,6 +220,18 @@ def divided(asked: Asked, parts: Counter[str]) -> Counter[str]:
     return Counter({k: v // asked.shards if k in SHARDED else v for k, v in parts.items() if v > 0})
 
 
+def gathered(asked: Asked, parameters: int) -> int:
+    """Bytes that FSDP2 holds beside the parts: weights and gradients of embedding and head, whose
+    group is the root, and the weights of two layers.
+    """
+    if asked.shards == 1:
+        return 0
+    model = asked.model
+    ends = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    layer = (parameters - ends) // model.num_hidden_layers
+    return 2 * (ends + layer) * asked.dtype.itemsize
+
+
 def walk_step(asked: Asked, batch: MicroBatchPlan, prompts: int) -> Walk:
     """Walks a step of one GPU with `prompts` prompts whose largest micro-batch is `batch`.
 
@@ -237,6 +249,7 @@ def walk_step(asked: Asked, batch: MicroBatchPlan, prompts: int) -> Walk:
         update = walker.update(batch)
         optimizer = walker.optimize()
         memory = {phase: divided(asked, walker.memory[phase]) for phase in PHASES}
+        memory["update"]["workspace"] += gathered(asked, walker.parameters)
     heads = asked.model.num_key_value_heads * asked.model.head_dim
     page = 2 * asked.model.num_hidden_layers * heads * asked.config.rollout.page_size
     return Walk(

@@ -10,7 +10,8 @@ from torch import Tensor
 import kernels
 from trainer.model import DecodeAttention, Decoder, PackedAttention, PagedCache
 from trainer.model.invariant import block_linear, block_logprob
-from trainer.rollout import graphs
+from trainer.rollout import fused, graphs
+from trainer.rollout.prompts import pack_prompts
 from trainer.rollout.requests import Sampling
 from trainer.rollout.scheduler import Admission, Sample
 
@@ -47,6 +48,15 @@ class Runner:
         self.block_table = torch.zeros(rows, pages_per_row, dtype=torch.int32, device=self.device)
         self.cuda_graphs = cuda_graphs
         self._graphs: dict[int, graphs.Step] = {}
+        self.fused = not batch_invariant and fused.can_fuse(model)
+        self._packed: kernels.PackedDecoder | None = None
+
+    @property
+    def packed(self) -> kernels.PackedDecoder:
+        """The model's weights, packed for this call at their first use."""
+        if self._packed is None:
+            self._packed = kernels.PackedDecoder(fused.weights(self.model), self.rows.shape[1])
+        return self._packed
 
     def start(self, admission: Admission, rows: int) -> tuple[Tensor, Tensor]:
         """Prefills and fills the rows from `rows` on; the new rows' first tokens, see `draw`."""
@@ -72,6 +82,8 @@ class Runner:
 
     def decode(self, rows: int) -> tuple[Tensor, Tensor]:
         """One token more for rows 0..rows-1: (tokens int64, logprobs float32), [rows] each."""
+        if self.fused:
+            return self._fused_step(rows)
         if not self.cuda_graphs:
             return self._step(rows)
         size = graphs.padded_rows(rows, self.rows.shape[1])
@@ -82,6 +94,30 @@ class Runner:
             self._graphs[size] = graphs.capture(lambda: self._step(size), self.rows)
         tokens, logprobs = self._graphs[size]()
         return tokens[:rows].clone(), logprobs[:rows].clone()  # the next replay writes there again
+
+    def _fused_step(self, rows: int) -> tuple[Tensor, Tensor]:
+        """As _step, in one call on packed weights."""
+        state, options = self.rows[:, :rows], self.sampling
+        length = state[_LENGTH]
+        cos, sin = self.model.model.rotary(length)
+        tokens, logprobs = self.packed.decode(
+            state[_TOKEN],
+            length,
+            cos,
+            sin,
+            self.cache.k,
+            self.cache.v,
+            self.block_table[:rows],
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seeds=state[_SEED],
+            positions=length + 1 - state[_PROMPT],
+            vocab_size=self.vocab_size,
+        )
+        length += 1  # in place, as in _step
+        state[_TOKEN] = tokens.clamp(min=0)
+        return tokens, logprobs
 
     def _step(self, rows: int) -> tuple[Tensor, Tensor]:
         state = self.rows[:, :rows]
@@ -115,19 +151,32 @@ class Runner:
         """Runs the admission's prompts, packed, into their pages; keeps their last hidden state."""
         if not admission.prefill:
             return
-        sizes = [len(group.token_ids) for group, _ in admission.prefill]
-        ids = [token for group, _ in admission.prefill for token in group.token_ids]
-        slots = [
-            page * self.page_size + place
-            for (_, table), size in zip(admission.prefill, sizes, strict=True)
-            for page, place in _places(table, size, self.page_size)
-        ]
-        cu_seqlens = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
-        positions = torch.cat([torch.arange(size) for size in sizes])
-        attend = PackedAttention(cu_seqlens, max(sizes), self.scale, self.cache, self._ints(slots))
-        hidden = self.model(self._ints(ids), positions.to(self.device), attend)  # [T, H]
-        last = hidden[cu_seqlens[1:].to(self.device).long() - 1]  # a copy: the rest is freed
-        for (group, _), state in zip(admission.prefill, last, strict=True):
+        prompts, tables = zip(
+            *((g.token_ids, table) for g, table in admission.prefill), strict=True
+        )
+        if self.fused:
+            packed = pack_prompts(prompts, tables, self.page_size, share=True)
+            angles, caches = self.model.model.rotary(packed.positions), (self.cache.k, self.cache.v)
+            states = self.packed.prefill(
+                packed.ids,
+                *angles,
+                packed.cu_seqlens,
+                *caches,
+                sources=packed.sources,
+                targets=packed.targets,
+                last=packed.last,
+                prefix=packed.prefix,
+            )
+        else:
+            packed = pack_prompts(prompts, tables, self.page_size, share=False)
+            slots, ids, positions, last = (
+                x.to(self.device, non_blocking=True)
+                for x in (packed.targets, packed.ids, packed.positions, packed.last)
+            )
+            longest = max(map(len, prompts))
+            attend = PackedAttention(packed.cu_seqlens, longest, self.scale, self.cache, slots)
+            states = self.model(ids, positions, attend)[last]  # [groups, H], the rest is freed
+        for (group, _), state in zip(admission.prefill, states, strict=True):
             group.state = state
 
     def _draw(self, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,8 +207,3 @@ class Runner:
 
     def _ints(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
-
-
-def _places(block_table: Sequence[int], length: int, page_size: int) -> list[tuple[int, int]]:
-    """(page, place in it) of tokens 0..length-1."""
-    return [(block_table[i // page_size], i % page_size) for i in range(length)]

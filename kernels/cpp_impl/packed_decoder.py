@@ -1,0 +1,223 @@
+"""A whole decoder in C++; arguments were validated by `kernels.ops`."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.cpp_impl import product
+from kernels.cpp_impl.loading import BOOL, F32, F64, I32, I64, PTR, bind, library
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (("weight", PTR), ("bias", PTR), ("outputs", I64), ("inputs", I64))
+
+
+_LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+_NORMS = ("input_norm", "post_norm", "q_norm", "k_norm")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (*((name, PTR) for name in _NORMS), *((name, _Linear) for name in _LINEAR))
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        *(
+            (n, I64)
+            for n in ("count", "vocabulary", "hidden", "heads", "kv_heads", "size", "inner")
+        ),
+        ("embedding", PTR),
+        ("norm", PTR),
+        ("head", _Linear),
+        ("eps", F64),
+        ("scale", F32),
+        ("is_bf16", BOOL),
+    )
+
+
+class _Tokens(ctypes.Structure):
+    _fields_ = (
+        *((n, PTR) for n in ("tokens", "cos", "sin", "k_cache", "v_cache")),
+        ("count", I64),
+        ("slots", I64),
+        ("workspace", PTR),
+    )
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (
+        ("tokens", _Tokens),
+        ("lengths", PTR),
+        ("block_table", PTR),
+        ("page_size", I64),
+        ("pages_per_row", I64),
+    )
+
+
+class _Prompts(ctypes.Structure):
+    _fields_ = (
+        ("tokens", _Tokens),
+        *((n, PTR) for n in ("cu_seqlens", "prefix", "sources", "targets", "last")),
+        *((n, I64) for n in ("sequences", "writes", "wanted")),
+        ("hidden", PTR),
+    )
+
+
+class _Draw(ctypes.Structure):
+    _fields_ = (
+        *((n, PTR) for n in ("seeds", "positions", "tokens", "logprob")),
+        ("vocab_size", I64),
+        ("top_k", I64),
+        ("top_p", F64),
+        ("temperature", F32),
+    )
+
+
+# weight, is_bf16, outputs, inputs; packed; threads
+_pack = bind("lcpo_pack", PTR, BOOL, I64, I64, PTR, I32)
+_prefill = bind("lcpo_prefill", ctypes.POINTER(_Model), ctypes.POINTER(_Prompts), I32)
+
+
+@functools.cache
+def _counting(name: str, *arguments: type) -> Any:
+    """A function that returns a number."""
+    found = getattr(library(), name)
+    found.argtypes, found.restype = arguments, I64
+    return found
+
+
+def _workspace(name: str, model: _Model, rows: int) -> Tensor:
+    size = _counting(name, ctypes.POINTER(_Model), I64)(model, rows)
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def supported(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies such matrices here: bfloat16 needs AVX-512 BF16."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and product.supported())
+
+
+class PackedDecoder:
+    """See ops.packed_decoder.PackedDecoder; `weights` are its DecoderWeights."""
+
+    def __init__(self, weights: Any, rows: int) -> None:
+        self._kept: list[Tensor] = []  # what the records below point to
+        embedding = weights.embedding
+        self._layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))
+        self._model = _Model(
+            self._layers,
+            len(weights.layers),
+            *embedding.shape,
+            weights.heads,
+            weights.kv_heads,
+            weights.head_dim,
+            weights.layers[0].gate.weight.shape[0],
+            self._keep(embedding),
+            self._keep(weights.norm),
+            self._linear((weights.head, None)),
+            weights.eps,
+            weights.scale,
+            embedding.dtype == torch.bfloat16,
+        )
+        self._room = _workspace("lcpo_decode_workspace", self._model, rows)
+
+    def decode(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        angles: tuple[Tensor, Tensor],
+        caches: tuple[Tensor, Tensor],
+        block_table: Tensor,
+        sampling: tuple[float, int, float, int],
+        seeds: Tensor,
+        positions: Tensor,
+    ) -> tuple[Tensor, Tensor, int]:
+        """(tokens, logprob, first row that is out of range or -1), all inputs dense."""
+        temperature, top_k, top_p, vocab_size = sampling
+        pages = (caches[0].shape[2], block_table.shape[1])
+        where = _Rows(
+            _tokens(tokens, angles, caches, self._room),
+            lengths.data_ptr(),
+            block_table.data_ptr(),
+            *pages,
+        )
+        drawn, logprob = torch.empty(len(tokens), dtype=torch.int64), torch.empty(len(tokens))
+        draw = _Draw(
+            *(x.data_ptr() for x in (seeds, positions, drawn, logprob)),
+            vocab_size,
+            top_k,
+            top_p,
+            temperature,
+        )
+        records = (ctypes.POINTER(x) for x in (_Model, _Rows, _Draw))
+        run = _counting("lcpo_decode_step", *records, I32)
+        return drawn, logprob, run(self._model, where, draw, torch.get_num_threads())
+
+    def prefill(
+        self,
+        tokens: Tensor,
+        angles: tuple[Tensor, Tensor],
+        cu_seqlens: Tensor,
+        prefix: Tensor | None,
+        caches: tuple[Tensor, Tensor],
+        sources: Tensor,
+        targets: Tensor,
+        last: Tensor,
+    ) -> Tensor:
+        """Hidden states of `last`, all inputs dense."""
+        room = _workspace("lcpo_prefill_workspace", self._model, len(tokens))
+        hidden = torch.empty(len(last), self._model.hidden, dtype=caches[0].dtype)
+        prompts = _Prompts(
+            _tokens(tokens, angles, caches, room),
+            cu_seqlens.data_ptr(),
+            None if prefix is None else prefix.data_ptr(),
+            *(x.data_ptr() for x in (sources, targets, last)),
+            len(cu_seqlens) - 1,
+            len(sources),
+            len(last),
+            hidden.data_ptr(),
+        )
+        _prefill(self._model, prompts, torch.get_num_threads())
+        return hidden
+
+    def _layer(self, layer: Any) -> _Layer:
+        norms = (self._keep(getattr(layer, name)) for name in _NORMS)
+        return _Layer(*norms, *(self._linear(getattr(layer, name)) for name in _LINEAR))
+
+    def _linear(self, layer: Sequence[Tensor | None]) -> _Linear:
+        weight, bias = layer
+        weight = weight.contiguous()
+        outputs, inputs = weight.shape
+        is_bf16 = weight.dtype == torch.bfloat16
+        size = _counting("lcpo_packed_bytes", BOOL, I64, I64)
+        packed = torch.empty(size(is_bf16, outputs, inputs), dtype=torch.uint8)
+        _pack(
+            weight.data_ptr(),
+            is_bf16,
+            outputs,
+            inputs,
+            packed.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return _Linear(self._keep(packed), self._keep(bias), outputs, inputs)
+
+    def _keep(self, x: Tensor | None) -> int | None:
+        if x is None:
+            return None
+        x = x.contiguous()
+        self._kept.append(x)
+        return x.data_ptr()
+
+
+def _tokens(
+    tokens: Tensor, angles: tuple[Tensor, Tensor], caches: tuple[Tensor, Tensor], room: Tensor
+) -> _Tokens:
+    slots = caches[0].shape[1] * caches[0].shape[2]
+    addresses = (x.data_ptr() for x in (tokens, *angles, *caches))
+    return _Tokens(*addresses, len(tokens), slots, room.data_ptr())

@@ -1,0 +1,117 @@
+// A decode step of a whole model in one call: what would otherwise be hundreds of ops, each with a
+// dispatch, and for small models most of the time.
+
+#include <algorithm>
+
+#include "api.h"
+#include "layers.h"
+
+namespace lcpo {
+namespace {
+
+template <class T>
+struct DecodeBuffers {
+  Buffers<T> layers;
+  T* logits;           // [rows, vocabulary]
+  float* cut_logprob;  // [rows]
+  int32_t* seen;       // [rows], tokens in the cache, the new one included
+
+  DecodeBuffers(const LcpoDecodeModel& m, int64_t rows, Arena& arena) : layers(m, rows, arena) {
+    logits = arena.take<T>(rows * m.head.outputs);
+    cut_logprob = arena.take<float>(rows);
+    seen = arena.take<int32_t>(rows);
+  }
+};
+
+template <class T>
+struct Step {
+  Layers<T> layers;
+  const DecodeBuffers<T>& b;
+  const LcpoDecodeRows& in;
+  const LcpoDraw& draw;
+
+  // Takes `rows` through the model, with the other members of the team if there are any.
+  void run(const Team& team, Span rows) const {
+    const LcpoDecodeModel& m = layers.m;
+    const Span mine = team.share(rows);
+    for (int64_t i = 0; i < m.count; ++i) {
+      layers.before_attention(team, rows, i);
+      attend(mine, i);
+      layers.after_attention(team, rows, i);
+    }
+    layers.norm(mine, m.norm, true);
+    layers.products(team, rows, layers.b.normed, {{m.head, b.logits}});
+    sample(mine);
+  }
+
+  void attend(Span some, int64_t index) const {
+    const LcpoDecodeModel& m = layers.m;
+    for (int64_t r = some.at; r < some.at + some.count; ++r) {
+      const int64_t place = in.lengths[r], page = place / in.page_size;
+      const int64_t slot = in.block_table[r * in.pages_per_row + page] * in.page_size;
+      layers.keep(r, index, slot + place % in.page_size);
+      b.seen[r] = static_cast<int32_t>(place + 1);
+    }
+    const int64_t at = some.at * m.heads * m.size;
+    const int64_t cache_at = index * in.tokens.slots * m.kv_heads * m.size;
+    lcpo_paged_decode_attention(layers.b.q_turned + at,
+                                static_cast<const T*>(in.tokens.k_cache) + cache_at,
+                                static_cast<const T*>(in.tokens.v_cache) + cache_at, m.is_bf16,
+                                in.block_table + some.at * in.pages_per_row, b.seen + some.at,
+                                some.count, in.page_size, in.pages_per_row, m.heads, m.kv_heads,
+                                m.size, m.scale, layers.b.attended + at, 1);
+  }
+
+  void sample(Span some) const {
+    const int64_t at = some.at, stride = layers.m.head.outputs;
+    lcpo_sample_tokens(b.logits + at * stride, layers.m.is_bf16, some.count, stride,
+                       draw.vocab_size, draw.temperature, draw.top_k, draw.top_p,
+                       draw.seeds + at, draw.positions + at, draw.tokens + at, draw.logprob + at,
+                       b.cut_logprob + at, 1);
+  }
+};
+
+template <class T>
+void run(const LcpoDecodeModel& model, const LcpoDecodeRows& in, const LcpoDraw& draw,
+         int32_t threads) {
+  Arena arena(in.tokens.workspace);
+  const DecodeBuffers<T> buffers(model, in.tokens.count, arena);
+  const Step<T> step{{model, in.tokens, buffers.layers}, buffers, in, draw};
+  in_teams(model, in.tokens.count, threads,
+           [&](const Team& team, Span rows) { step.run(team, rows); });
+}
+
+// The first row whose token, length or pages are out of range, or -1.
+int64_t first_bad_row(const LcpoDecodeModel& model, const LcpoDecodeRows& in) {
+  const int64_t room = in.pages_per_row * in.page_size, pages = in.tokens.slots / in.page_size;
+  for (int64_t r = 0; r < in.tokens.count; ++r) {
+    const int32_t* table = in.block_table + r * in.pages_per_row;
+    const bool known = in.tokens.tokens[r] >= 0 && in.tokens.tokens[r] < model.vocabulary;
+    const bool fits = in.lengths[r] >= 0 && in.lengths[r] < room;
+    const auto there = [&](int32_t page) { return page >= 0 && page < pages; };
+    if (!known || !fits || !std::all_of(table, table + in.pages_per_row, there)) return r;
+  }
+  return -1;
+}
+
+}  // namespace
+}  // namespace lcpo
+
+LCPO_API int64_t lcpo_decode_workspace(const LcpoDecodeModel* model, int64_t rows) {
+  lcpo::Arena arena(nullptr);
+  if (model->is_bf16) {
+    lcpo::DecodeBuffers<lcpo::bf16>(*model, rows, arena);
+  } else {
+    lcpo::DecodeBuffers<float>(*model, rows, arena);
+  }
+  return arena.used();
+}
+
+LCPO_API int64_t lcpo_decode_step(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
+                                  const LcpoDraw* draw, int32_t threads) {
+  const int64_t bad = lcpo::first_bad_row(*model, *rows);
+  if (bad >= 0) return bad;
+  model->is_bf16 ? lcpo::run<lcpo::bf16>(*model, *rows, *draw, threads)
+                 : lcpo::run<float>(*model, *rows, *draw, threads);
+  return -1;
+}

@@ -1,0 +1,225 @@
+"""A whole decoder without gradients: prompts into a paged cache, and decode steps, a call each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.ops.checks import (
+    require_cu_seqlens,
+    require_dtype,
+    require_groups,
+    require_range,
+    require_shape,
+    require_temperature,
+    vocabulary,
+)
+from kernels.ops.sample_tokens import require_cut
+from kernels.ops.varlen_attention import require_prefix
+
+
+class Linear(NamedTuple):
+    """x · weightᵀ + bias."""
+
+    weight: Tensor  # [out, in]
+    bias: Tensor | None = None  # [out]
+
+
+class LayerWeights(NamedTuple):
+    """Of a pre-norm layer with grouped-query attention and a gated MLP."""
+
+    input_norm: Tensor  # [H]
+    q: Linear  # [Hq · D, H]
+    k: Linear  # [Hkv · D, H]
+    v: Linear
+    q_norm: Tensor | None  # [D], of each head before the rotation
+    k_norm: Tensor | None
+    o: Linear  # [H, Hq · D]
+    post_norm: Tensor  # [H]
+    gate: Linear  # [I, H]
+    up: Linear
+    down: Linear  # [H, I]
+
+
+class DecoderWeights(NamedTuple):
+    """A decoder, all of one dtype."""
+
+    embedding: Tensor  # [V, H]
+    layers: Sequence[LayerWeights]
+    norm: Tensor  # [H]
+    head: Tensor  # [V, H]
+    heads: int  # Hq
+    kv_heads: int  # Hkv
+    head_dim: int  # D
+    eps: float  # of the norms
+    scale: float  # of the attention scores
+
+
+def can_pack(weights: DecoderWeights) -> bool:
+    """Whether PackedDecoder runs such weights: on the CPU, where all of its parts would take C++.
+
+    float32, or bfloat16 on processors that multiply it; in bfloat16 rows of even length.
+    """
+    first = weights.embedding
+    linear = (x for layer in weights.layers for x in layer if isinstance(x, Linear))
+    odd = first.dtype == torch.bfloat16 and any(x.weight.shape[1] % 2 for x in linear)
+    if odd or first.shape[1] % 2 or weights.head_dim % 2 or not weights.layers:
+        return False
+    return dispatch.packed_decoder(first.device, first.dtype) is not None
+
+
+class PackedDecoder:
+    """Weights packed for prefills, and decode steps of at most `rows` rows.
+
+    They are a copy, to be made anew after an update. The arithmetic is that of the ops in turn, but
+    for the order of the sums in products with weights. A token's result depends on nothing else in
+    the batch, and not on the number of threads.
+
+    ValueError for weights that do not fit together; can_pack says beforehand whether it runs.
+    """
+
+    def __init__(self, weights: DecoderWeights, rows: int) -> None:
+        _check(weights)
+        run = dispatch.packed_decoder(weights.embedding.device, weights.embedding.dtype)
+        if run is None:
+            raise ValueError("a PackedDecoder runs on the CPU only, with the compiled library")
+        self.weights, self.rows, self._run = weights, rows, run(weights, rows)
+
+    def decode(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_table: Tensor,
+        *,
+        temperature: float,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seeds: Tensor,
+        positions: Tensor,
+        vocab_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(next token int64 [B], its log-probability float32 [B]); see sample_tokens.
+
+        tokens int64 [B], the last token of each row, goes to position lengths int64 [B] of its
+        sequence, and its keys and values to the caches [layers, P, page, Hkv, D], in place: page
+        block_table[b, lengths // page], int32 [B, N]. cos, sin float32 [B, D / 2] are those of the
+        position (see rope). All else is as in paged_decode_attention and sample_tokens.
+        Raises ValueError for shapes that do not fit and for values out of range.
+        """
+        w, rows = self.weights, tokens.shape[0]
+        self._require_tokens(tokens, cos, sin, k_cache, v_cache)
+        require_shape("block_table", block_table, (rows, None))
+        require_dtype("block_table", block_table, torch.int32)
+        for name, x in (("lengths", lengths), ("seeds", seeds), ("positions", positions)):
+            require_shape(name, x, (rows,))
+            require_dtype(name, x, torch.int64)
+        require_temperature(temperature, zero_allowed=True)
+        require_cut(top_k, top_p)
+        if rows > self.rows:
+            raise ValueError(f"{rows} rows, but there is room for {self.rows}")
+        vocab_size = vocabulary(vocab_size, w.head.shape[0])
+        drawn, logprob, bad = self._run.decode(
+            tokens.contiguous(),
+            lengths.contiguous(),
+            (cos.contiguous(), sin.contiguous()),
+            (k_cache, v_cache),
+            block_table.contiguous(),
+            (float(temperature), min(top_k, vocab_size), float(top_p), vocab_size),
+            seeds.contiguous(),
+            positions.contiguous(),
+        )
+        if bad >= 0:
+            raise ValueError(
+                f"row {bad} is out of range: token {int(tokens[bad])}, "
+                f"{int(lengths[bad])} tokens in the cache, pages {block_table[bad].tolist()}"
+            )
+        return drawn, logprob
+
+    def prefill(
+        self,
+        tokens: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cu_seqlens: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        sources: Tensor,
+        targets: Tensor,
+        last: Tensor,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [n, H] after the final norm of tokens `last` int64 [n], no two alike.
+
+        tokens int64 [T] lie packed as in varlen_attention: cu_seqlens int32 [B + 1], prefix int32
+        [B] or None. Keys and values of token sources[i] go to slot targets[i], page · page size +
+        place in it, of the caches, in place; int64 [W] both. cos, sin float32 [T, D / 2].
+        Raises ValueError for shapes that do not fit and for values out of range.
+        """
+        self._require_tokens(tokens, cos, sin, k_cache, v_cache)
+        total = tokens.shape[0]
+        require_cu_seqlens(cu_seqlens, total)
+        if prefix is not None:
+            require_prefix(prefix, cu_seqlens)
+        require_shape("targets", targets, tuple(sources.shape))
+        slots = k_cache.shape[1] * k_cache.shape[2]
+        limits = (("tokens", tokens, self.weights.embedding.shape[0]), ("sources", sources, total))
+        for name, x, stop in (*limits, ("targets", targets, slots), ("last", last, total)):
+            require_dtype(name, x, torch.int64)
+            require_range(name, x, 0, stop)
+        return self._run.prefill(
+            tokens.contiguous(),
+            (cos.contiguous(), sin.contiguous()),
+            cu_seqlens.contiguous(),
+            None if prefix is None else prefix.contiguous(),
+            (k_cache, v_cache),
+            *(x.contiguous() for x in (sources, targets, last)),
+        )
+
+    def _require_tokens(
+        self, tokens: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> None:
+        w, rows = self.weights, tokens.shape[0]
+        require_shape("tokens", tokens, (rows,))
+        require_dtype("tokens", tokens, torch.int64)
+        for name, x in (("cos", cos), ("sin", sin)):
+            require_shape(name, x, (rows, w.head_dim // 2))
+            require_dtype(name, x, torch.float32)
+        shape = (len(w.layers), *k_cache.shape[1:3], w.kv_heads, w.head_dim)
+        for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
+            require_shape(name, x, shape)
+            require_dtype(name, x, w.embedding.dtype)
+            if not x.is_contiguous():
+                raise ValueError(f"{name} must be dense: it is written in place")
+
+
+def _check(w: DecoderWeights) -> None:
+    """ValueError for shapes and dtypes that do not fit together."""
+    hidden, dtype = w.embedding.shape[1], w.embedding.dtype
+    require_groups(w.heads, w.kv_heads)
+    width, kv_width = w.heads * w.head_dim, w.kv_heads * w.head_dim
+    inner = w.layers[0].gate.weight.shape[0]
+    linear = {"q": (width, hidden), "k": (kv_width, hidden), "v": (kv_width, hidden)}
+    linear |= {"o": (hidden, width), "gate": (inner, hidden), "up": (inner, hidden)}
+    linear |= {"down": (hidden, inner)}
+    norms = {"input_norm": hidden, "post_norm": hidden, "q_norm": w.head_dim, "k_norm": w.head_dim}
+    found = [("norm", w.norm, (hidden,)), ("head", w.head, tuple(w.embedding.shape))]
+    for index, layer in enumerate(w.layers):
+        for name, shape in linear.items():
+            weight, bias = getattr(layer, name)
+            found.append((f"layer {index}, {name}", weight, shape))
+            found.append((f"layer {index}, bias of {name}", bias, shape[:1]))
+        for name, size in norms.items():
+            found.append((f"layer {index}, {name}", getattr(layer, name), (size,)))
+    for name, tensor, shape in found:
+        if tensor is not None:
+            require_shape(name, tensor, shape)
+            require_dtype(name, tensor, dtype)
