@@ -80,7 +80,8 @@ def heading(args: argparse.Namespace, truths: int) -> str:
         "Written by `python -m bench.grading --data FOLDER --python PYTHON`; "
         f"{truths} rows with an answer, each {args.every}. of FOLDER. Machine: {at['machine']}, "
         f"Python {sys.version.split()[0]}, commit {at['commit']}; "
-        f"symbolic tier: {versions.strip()}. A symbolic answer may take {SECONDS:g} s and {MEMORY_MIB} MiB."
+        f"symbolic tier: {versions.strip()}. "
+        f"A symbolic answer may take {SECONDS:g} s and {MEMORY_MIB} MiB."
     )
 
 
