@@ -16,7 +16,7 @@ from trainer.grading.frames import MAX_FRAME, pack, take
 
 MIB = 1 << 20
 KIB = 1 << 10
-RECYCLED_SHARE = 0.8  # of its memory: a worker that has had so much ends, and another takes over
+RECYCLED_SHARE = 0.5  # of its memory: a worker that has held so much ends, another takes over
 
 Same = Callable[[str, str], bool]
 
