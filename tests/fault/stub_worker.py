@@ -73,7 +73,8 @@ HARMLESS = {
 
 def fill() -> None:
     """Touch more than half the memory that a test allows, 512 MiB."""
-    held.append(b"x" * (300 << 20))
+    if not held:  # it is called for each truth
+        held.append(b"x" * (300 << 20))
 
 
 def same(answer: str, truth: str) -> bool:
