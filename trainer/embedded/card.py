@@ -12,6 +12,7 @@ from trainer.embedded.chains import MIN_LENGTH
 from trainer.embedded.corpus import LONGEST, TERMS
 from trainer.embedded.task import make_problem
 from trainer.evaluate import evaluate
+from trainer.grading.grader import Grader
 from trainer.model import Decoder
 from trainer.rollout import RolloutEngine
 
@@ -62,7 +63,7 @@ def write_card(
         limit_factor=2.0,
     )
     problems = [make_problem(recipe["seed"], i, "heldout") for i in range(PROBLEMS)]
-    row = evaluate(settings, problems, engine, tokenizer, mode="exact", require_think=True, seed=0)
+    row = evaluate(settings, problems, engine, tokenizer, mode="exact", grader=Grader(), seed=0)
     lines = ["| asked | used, mean | deviation | right |", "|---|---|---|---|"]
     lines += [
         f"| {r['budget']} | {r['mean_tokens']:.1f} | {r['deviation']:.0%} | {r['accuracy']:.0%} |"
