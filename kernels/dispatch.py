@@ -210,21 +210,13 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Callable:
     return backends[_automatic(op, device.type, dtype)]
 
 
-# What a pass of a decoder without gradients consists of, beside products.
-_PARTS = (
-    *("rms_norm", "rope", "varlen_attention", "paged_decode_attention", "swiglu"),
-    "sample_tokens",
-)
-
-
 def packed_decoder(device: torch.device, dtype: torch.dtype) -> Callable | None:
     """A whole decoder in C++, where each of its parts would run there; else None: run the parts."""
-    if device.type != "cpu" or dtype not in CPP_FLOATS or cpp_impl.library() is None:
-        return None
-    ours = all(select(op, device, dtype) is IMPLEMENTATIONS[op]["cpp"] for op in _PARTS)
-    return (
-        cpp_packed_decoder.PackedDecoder if ours and cpp_packed_decoder.supported(dtype) else None
-    )
+    runs = device.type == "cpu" and cpp_impl.library() and cpp_product.fits(dtype)
+    parts = ("rms_norm", "rope", "varlen_attention", "paged_decode_attention", "swiglu")
+    chosen = ((op, select(op, device, dtype)) for op in (*parts, "sample_tokens"))
+    ours = runs and all(run is IMPLEMENTATIONS[op]["cpp"] for op, run in chosen)
+    return cpp_packed_decoder.PackedDecoder if ours else None
 
 
 @contextlib.contextmanager

@@ -20,11 +20,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from trainer import loop, preflight, run, step
+from trainer import loop, preflight, run
 from trainer.checkpoint import find_checkpoint
 from trainer.config import Config, parse_config
 from trainer.embedded.tokenizer import build_tokenizer
 from trainer.files import fingerprint, read_json
+from trainer.grading.grader import Grader
 from trainer.loop import Run, run_loop
 from trainer.model import Decoder, ModelConfig, save_model
 from trainer.preflight import build_trainer, resolve_device
@@ -39,8 +40,10 @@ TINY = (
     "scale=embedded",
     "threads=1",
     "data.embedded_rows=11",  # 4 prompts a step: epochs end in the middle of steps
+    "budget.law=uniform",
     "budget.min=4",
     "budget.max=20",
+    "reward.alpha_factor=333.3333",
     "rollout.prompts=4",
     "rollout.samples=3",
     "rollout.temperature=0.6",
@@ -48,8 +51,9 @@ TINY = (
     "rollout.batch_size=7",
     "train.steps=4",
     "train.micro_batch_tokens=100",  # several micro-batches an update
-    "optim.lr=5e-4",  # not the recipe's, which may be tuned without moving any test's numbers
+    "optim.lr=5e-4",  # none of these the recipe's: it may be tuned without moving a test's numbers
     "optim.warmup_steps=0",
+    "optim.half_life=0",
     "evaluate.budgets=[4,8]",
     "evaluate.problems=2",
     "evaluate.samples=1",
@@ -220,6 +224,7 @@ def _process(
 def set_rank(rank: int, size: int, port: int) -> None:
     """What torchrun tells each process of a run, by its environment."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
@@ -261,6 +266,6 @@ def _at(phase: str, steps_done: int, happens: Callable[[], Any]) -> None:
     phase_hook = loop.phase_hook
     loop.phase_hook, run.run_loop = announcing_hook, remember
     announce(preflight, "load_model", "start-up")
-    announce(step, "grade", "grading")
+    announce(Grader, "submit", "grading")
     announce(torch.Tensor, "backward", "backward")
     announce(loop, "write_state", "saving")

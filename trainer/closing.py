@@ -99,7 +99,9 @@ class Closing:
         """
         own = self.run.saved is not None and self.run.saved.parent == self.run.checkpoints
         kept = [a for a in self.arguments if not (own and a.startswith(("resume=", "resume.")))]
-        return shlex.join(["python", "-m", "trainer.run", *kept, *changes])
+        here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun's word: processes of this node
+        start = ["python"] if here == "1" else ["torchrun", f"--nproc-per-node={here}"]
+        return shlex.join([*start, "-m", "trainer.run", *kept, *changes])
 
 
 def say(text: str, file: TextIO) -> None:

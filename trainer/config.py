@@ -45,6 +45,18 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class GradingSettings:
+    symbolic: bool
+    """Ask math-verify where the exact parser cannot decide, see docs/grading.md."""
+    workers: PosInt
+    timeout_seconds: Pos
+    memory_mib: PosInt
+    """Of an answer and of a worker; one that needs more is killed and replaced."""
+    alarm_share: Share
+    """More samples of a step that could not be graded are said loudly."""
+
+
+@dataclass(frozen=True)
 class BudgetSettings:
     mode: Literal["exact", "max", "dual", "none"]
     """dual: each prompt is exact or max with probability 1/2."""
@@ -67,8 +79,8 @@ class RewardSettings:
     delta: Share
     """Reward of a correct max row exactly at its budget."""
     alpha_factor: Pos
-    """Multiplies both alphas: 1 for the paper's budgets of 100-4000 tokens, more for shorter ones,
-    so that a token too many costs more than the accuracy it can buy."""
+    """Multiplies both alphas: 1 for the paper's budgets; more for short ones, where a token too
+    many would else cost less than the accuracy it buys."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,7 @@ class RolloutSettings:
     """Pages of the KV cache, which bound its memory; 0 has room for batch_size full sequences.
     When they run out, the youngest sequences wait and are computed again."""
     batch_invariant: bool
-    """Bit for bit the same log-probs in rollout and trainer, on the CPU in float32: linear layers
-    in row blocks of one size. See docs/rollout.md."""
+    """Bit for bit the same log-probs in rollout and trainer, CPU, float32: docs/rollout.md."""
     cuda_graphs: bool
     """Decode steps as CUDA graphs, see trainer/rollout/graphs.py. Not yet proven on a GPU: off."""
 
@@ -115,8 +126,7 @@ class AlgorithmSettings:
     normaliser: Literal["token_mean", "seq_mean", "constant", "sum_of_microbatch_means"]
     """What the summed loss is divided by, see trainer/packing.py."""
     old_logprob: Literal["trainer", "rollout"]
-    """Log-probs before the update: computed again by the trainer, or those of the rollout, which
-    must then be the same (rollout.batch_invariant)."""
+    """Before the update: computed again, or the rollout's own, given rollout.batch_invariant."""
     drop_truncated: bool
     """Leave truncated samples out of the loss; off as in the paper. They are counted either way."""
 
@@ -125,7 +135,9 @@ class AlgorithmSettings:
 class OptimSettings:
     lr: Pos
     warmup_steps: Count
-    """Linear, in optimizer steps; constant afterwards."""
+    """Linear, in optimizer steps."""
+    half_life: Count
+    """Optimizer steps in which the rate halves; 0: constant. A run can be made longer."""
     beta1: Share
     beta2: Share
     eps: Pos
@@ -214,6 +226,7 @@ class Config:
     """CPU threads; 0 leaves torch's choice."""
     model: ModelSettings
     data: DataSettings
+    grading: GradingSettings
     budget: BudgetSettings
     reward: RewardSettings
     rollout: RolloutSettings
@@ -237,6 +250,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
 def _cross_check(config: Config) -> None:
     """Settings that are fine alone and contradict each other."""
     rollout, algorithm, budget = config.rollout, config.algorithm, config.budget
+    longest = config.data.max_prompt_tokens + rollout.max_response_tokens
     for broken, message in (
         (budget.min > budget.max, f"budget.min: {budget.min} is above budget.max={budget.max}"),
         (
@@ -250,8 +264,7 @@ def _cross_check(config: Config) -> None:
         ),
         (
             algorithm.estimator in ("grpo", "rloo") and rollout.samples < 2,
-            f"rollout.samples: a group of {rollout.samples} has no spread to compare; "
-            f"algorithm.estimator={algorithm.estimator} needs at least 2",
+            f"rollout.samples: a group of {rollout.samples} has no spread: {algorithm.estimator}",
         ),
         (
             rollout.prompts % algorithm.updates != 0,
@@ -264,12 +277,10 @@ def _cross_check(config: Config) -> None:
         ),
         (
             algorithm.old_logprob == "rollout" and not rollout.batch_invariant,
-            "algorithm.old_logprob: rollout needs rollout.batch_invariant=true, or the ratio would "
-            "not start at 1",
+            "algorithm.old_logprob: rollout needs rollout.batch_invariant=true, for a ratio of 1",
         ),
         (
-            config.train.micro_batch_tokens
-            < config.data.max_prompt_tokens + rollout.max_response_tokens,
+            config.train.micro_batch_tokens < longest,
             f"train.micro_batch_tokens: {config.train.micro_batch_tokens} is below "
             "data.max_prompt_tokens + rollout.max_response_tokens, one sequence must fit",
         ),

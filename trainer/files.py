@@ -63,7 +63,10 @@ def write_json_atomic(path: Path, obj: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; ValueError if it is not JSON (NaN and infinities included), OSError."""
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:  # 1,000 brackets
+        raise ValueError(str(error)) from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

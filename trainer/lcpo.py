@@ -13,6 +13,7 @@ import torch
 
 import kernels
 from trainer.config import AlgorithmSettings, RewardSettings
+from trainer.grading import UNGRADED
 from trainer.types import MODES, Advantages, Rollout
 
 
@@ -35,10 +36,13 @@ def advantages(
     """Rewards and advantages, float32 [N]. `n_y` int32 [N]: tokens generated, EOS included.
 
     Groups are keyed by the prompt's group id: a problem met again with another budget is another.
+    A sample that could not be graded is a group of its own: its advantage is 0, and the others of
+    its prompt are compared without it.
     A score that is not finite says nothing about its group: it counts as 0 and the whole group has
     advantage 0.
     """
-    ids = {group: i for i, group in enumerate(dict.fromkeys(r.prompt.group for r in rollouts))}
+    keys = [(r.prompt.group, r.sample if r.score.reason in UNGRADED else None) for r in rollouts]
+    ids = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     device = n_y.device
 
     def ints(values: list[int]) -> torch.Tensor:
@@ -50,7 +54,7 @@ def advantages(
         n_y,
         ints([r.prompt.budget for r in rollouts]),
         ints([MODES.index(r.prompt.mode) for r in rollouts]),
-        ints([ids[r.prompt.group] for r in rollouts]),
+        ints([ids[key] for key in keys]),
         len(ids),
         reward=reward_spec(reward),
         estimator=algorithm.estimator,

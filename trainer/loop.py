@@ -126,7 +126,7 @@ def evaluate_if_due(run: Run, recorder: Recorder, progress: Progress) -> None:
         trainer.tokenizer,
         # A dual run is asked in the mode of the table it will be compared with.
         mode="exact" if config.budget.mode == "dual" else config.budget.mode,
-        require_think=config.data.require_think,
+        grader=trainer.grader,
         seed=config.seed,
         world=trainer.world,
         on_progress=lambda done, total: trainer.on_phase("evaluate", done, total),

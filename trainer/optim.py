@@ -74,7 +74,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step: linear warm-up, then constant."""
+        """Learning rate of the next step: linear warm-up, times 2^(-updates / half_life)."""
         return float(self._rate())
 
     def step(self) -> torch.Tensor:
@@ -114,6 +114,8 @@ class Optimizer:
     def _rate(self) -> torch.Tensor:
         warmed = (self._updates.double() + 1) / max(1, self.settings.warmup_steps)
         rate = self.settings.lr * warmed.clamp(max=1)
+        if self.settings.half_life:
+            rate = rate * 0.5 ** (self._updates.double() / self.settings.half_life)
         return rate if rate.device.type == "cpu" else rate.float()  # what CUDA's kernel reads
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from trainer.data.problems import load_problems
 from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
 from trainer.embedded.task import make_problem
+from trainer.grading.grader import Grader
+from trainer.grading.pool import PoolError, WorkerPool
 from trainer.memory import free_bytes, recomputed_layers
 from trainer.model import Decoder, empty_copy, has_bfloat16, load_model, working_copy
 from trainer.model.invariant import make_batch_invariant
@@ -140,6 +143,29 @@ def check_batch_invariant(config: Config) -> None:
         )
 
 
+def build_grader(config: Config) -> Grader:
+    """The grader of a run; with grading.symbolic its workers have started, or ConfigError."""
+    settings, require_think = config.grading, config.data.require_think
+    if not settings.symbolic:
+        return Grader(require_think)
+    if find_spec("math_verify") is None:
+        raise ConfigError(
+            "grading.symbolic: needs math-verify: pip install 'lcpo-trainer[symbolic]', or turn it "
+            "off with grading.symbolic=false"
+        )
+    pool = WorkerPool(
+        "trainer.grading.symbolic",
+        workers=settings.workers,
+        timeout_seconds=settings.timeout_seconds,
+        memory_mib=settings.memory_mib,
+    )
+    try:
+        pool.start()
+    except PoolError as error:
+        raise ConfigError(f"grading.symbolic: {error} (grading.memory_mib)") from error
+    return Grader(require_think, pool, settings.alarm_share)
+
+
 def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[Problem, ...]]:
     """Load and check everything a run needs; also the held-out problems of its evaluations."""
     folder = find_model(config.model.path)
@@ -192,6 +218,7 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
         stream,
         engine,
         optimizer,
+        build_grader(config),
         world=world,
     )
     fitting = [p for p in heldout if fits(p, tokenizer, config)]

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 WINDOW = 10  # steps in a running mean
 TREND = 24  # columns of a sparkline
-UNITS = {"rollout": "sequences", "update": "micro-batches", "evaluate": "answers"}
+UNITS = {
+    "rollout": "sequences",
+    "grading": "answers",
+    "update": "micro-batches",
+    "evaluate": "answers",
+}
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _UNKNOWN = "–"
 

@@ -155,7 +155,7 @@ def parse_row(line: bytes, where: str, key: str = "step", kind: type = int) -> d
     """One line as a row whose `key` is a `kind`; ValueError starting with `where` if it is none."""
     try:
         row = json.loads(line)
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or 1,000 brackets
         raise ValueError(f"{where}: not a JSON row ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get(key), kind):
         raise ValueError(f'{where}: not a row with a "{key}"')

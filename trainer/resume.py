@@ -30,6 +30,8 @@ FREE_KEYS = (
     "evaluate.",
     "checkpoint.",
     "log.",
+    "grading.workers",
+    "grading.alarm_share",
     "memory.",  # changes no bit
     "resume",
     "dir",

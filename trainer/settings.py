@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+MAX_INT = 2**63 - 1  # what fits a tensor's index, and a float
 
 
 class ConfigError(ValueError):
@@ -77,6 +78,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         return {name: _value(kind, item, f"{key}.{name}") for name, item in value.items()}
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None
         return None if value is None else _value(typing.get_args(hint)[0], value, key)
+    if type(value) is int and abs(value) > MAX_INT:
+        raise ConfigError(f"{key}: must be within ±{MAX_INT}, got {value.bit_length()} bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -128,5 +131,6 @@ def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(CONF / folder), version_base="1.3"):
             return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    # OSError: a key longer than a file name; RecursionError: 1,000 brackets.
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{' '.join(overrides)}: {error}") from error

@@ -22,7 +22,7 @@ from trainer.config import Config
 from trainer.data.stream import Cursor, PromptStream
 from trainer.exchange import draw_together, gather_trained, merged
 from trainer.flops import forward_flops
-from trainer.grading import grade
+from trainer.grading.grader import Grader
 from trainer.metrics import Clock, MicroBatch, Outcome, names_of, skipped_samples
 from trainer.model import Decoder, PackedAttention, take_rows
 from trainer.model.invariant import block_logprob, block_policy_loss
@@ -40,7 +40,7 @@ from trainer.seeds import derive_seed
 from trainer.selfcheck import self_check
 from trainer.shards import is_divided
 from trainer.stepstats import statistics
-from trainer.types import Advantages, PackedBatch, Prompt, Rollout, StepStats
+from trainer.types import Advantages, Completion, PackedBatch, Prompt, Rollout, StepStats
 from trainer.world import ALONE, World
 
 
@@ -57,6 +57,7 @@ class Trainer:
     stream: PromptStream
     engine: RolloutEngine
     optimizer: Optimizer
+    grader: Grader = field(default_factory=Grader)
     cursor: Cursor = field(default_factory=Cursor)
     step: int = 0  # steps done
     on_phase: Callable[[str, int, int], None] = lambda phase, done, total: None
@@ -137,14 +138,13 @@ def generate(trainer: Trainer, prompts: Sequence[Prompt]) -> list[Rollout]:
     finished = trainer.engine.stream(
         requests, sampling, lambda done, total: trainer.on_phase("rollout", done, total)
     )
-    require_think = trainer.config.data.require_think
-    rollouts: dict[int, Rollout] = {}
+    drawn: dict[int, tuple[Completion, str]] = {}
     for index, completion in finished:
-        prompt, k = pairs[index]
         text = trainer.tokenizer.decode(completion.token_ids)
-        score = grade(text, prompt.problem, require_think=require_think)
-        rollouts[index] = Rollout(prompt, k, completion, text, score)
-    return [rollouts[index] for index in range(len(pairs))]
+        drawn[index] = completion, text
+        trainer.grader.submit(index, text, pairs[index][0].problem)
+    scores = trainer.grader.collect(lambda done, total: trainer.on_phase("grading", done, total))
+    return [Rollout(*pairs[index], *drawn[index], scores[index]) for index in range(len(pairs))]
 
 
 def count(trainer: Trainer, rollouts: list[Rollout]) -> kernels.Lengths:

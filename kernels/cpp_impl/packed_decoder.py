@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.cpp_impl import product
 from kernels.cpp_impl.loading import BOOL, F32, F64, I32, I64, PTR, bind, library
 
 
@@ -96,11 +95,6 @@ def _counting(name: str, *arguments: type) -> Any:
 def _workspace(name: str, model: _Model, rows: int) -> Tensor:
     size = _counting(name, ctypes.POINTER(_Model), I64)(model, rows)
     return torch.empty(size, dtype=torch.uint8)
-
-
-def supported(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies such matrices here: bfloat16 needs AVX-512 BF16."""
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and product.supported())
 
 
 class PackedDecoder:

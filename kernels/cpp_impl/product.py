@@ -25,6 +25,11 @@ def supported() -> bool:
     return has_product()
 
 
+def fits(dtype: torch.dtype) -> bool:
+    """Whether packed weights of this dtype can be multiplied here: see csrc/packed.h."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and supported())
+
+
 def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
     """out = a · b, or out += a · b: bfloat16 [m, k] and [k, n], rows or columns of a dense, rows of
     b and of out [m, n] float32 dense.

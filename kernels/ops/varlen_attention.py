@@ -54,6 +54,7 @@ def varlen_attention(
 
 
 def require_prefix(prefix: Tensor, cu_seqlens: Tensor) -> None:
+    """ValueError unless prefix is int32 [B] and says what varlen_attention's contract asks."""
     require_dtype("prefix", prefix, torch.int32)
     require_shape("prefix", prefix, (cu_seqlens.shape[0] - 1,))
     values = prefix.tolist()

@@ -33,6 +33,9 @@ def of_two(tiny_base, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("of-two")
     done = run_ranks(folder, command(tiny_base, folder / "run", *FSDP))
     assert [d.code for d in done] == [0, 0], done
+    assert (
+        "continue: torchrun --nproc-per-node=2 -m trainer.run scale=embedded +exp" in done[0].output
+    )
     assert "done: " in done[0].output and done[1].output == ""
     return folder / "run"
 

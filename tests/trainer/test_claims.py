@@ -60,8 +60,8 @@ def test_rising():
 
 
 def test_accuracy_at_a_length_between_budgets():
-    assert accuracy_at(GOOD, 24) == pytest.approx(0.4)
-    assert accuracy_at(GOOD, 8) == pytest.approx(0.15)  # towards (0, 0), never for free
+    assert accuracy_at(GOOD, sum(BUDGETS[:2]) / 2) == pytest.approx(0.4)
+    assert accuracy_at(GOOD, BUDGETS[0] / 2) == pytest.approx(0.15)  # from (0, 0)
     assert accuracy_at(GOOD, 500) == pytest.approx(0.8)
 
 

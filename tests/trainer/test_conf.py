@@ -45,7 +45,8 @@ def test_l1_exact_at_paper_scale_is_the_recipe():
     assert (c.algorithm.clip_low, c.algorithm.clip_high) == (0.2, 0.2)
     assert (c.algorithm.kl_coef, c.algorithm.kl_grad) == (0.001, "k3")
     assert (c.algorithm.entropy_coef, c.algorithm.normaliser) == (0.0, "token_mean")
-    assert (c.optim.lr, c.optim.warmup_steps, c.optim.grad_clip) == (1e-6, 0, 1.0)
+    assert (c.optim.lr, c.optim.grad_clip) == (1e-6, 1.0)
+    assert c.optim.warmup_steps == c.optim.half_life == 0  # constant
     assert (c.budget.mode, c.budget.law, c.budget.min, c.budget.max) == (
         "exact", "uniform", 100, 4000,
     )  # fmt: skip
@@ -64,11 +65,12 @@ def test_l1_max_differs_where_the_recipe_says():
     assert c.model.path == exact.dir, "it starts from where L1-Exact ends"
     small = make_config("scale=embedded", "+experiment=l1_max")
     assert (small.model.path, small.rollout.max_response_tokens) == ("runs/l1_exact-embedded", 128)
+    assert small.reward.alpha_factor * small.reward.alpha_max == pytest.approx(0.5, rel=1e-5)
 
 
-def test_the_embedded_exact_reward_costs_a_tenth_a_token():
+def test_the_embedded_exact_reward_costs_a_third_a_token():
     reward = make_config("scale=embedded").reward
-    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.1, rel=1e-5)
+    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.35, rel=1e-5)
 
 
 # Scale ----------------------------------------------------------------------------------------

@@ -14,13 +14,15 @@ from trainer.config import Config, ConfigError, parse_config
 # Written down a second time on purpose: the settings where 0 means something.
 ZERO_IS_FINE = {
     "memory.budget_gib",
+    "grading.alarm_share",
     "seed", "threads", "reward.alpha_exact", "reward.alpha_max", "reward.delta", "rollout.top_k",
     "rollout.pages", "algorithm.clip_low", "algorithm.clip_high", "algorithm.kl_coef",
-    "algorithm.entropy_coef", "optim.warmup_steps", "optim.beta1", "optim.beta2",
+    "algorithm.entropy_coef", "optim.warmup_steps", "optim.half_life", "optim.beta1", "optim.beta2",
     "optim.weight_decay", "evaluate.every", "evaluate.temperature",
     "train.self_check_every",
 }  # fmt: skip
 SHARES = {
+    "grading.alarm_share",
     "reward.delta", "rollout.top_p", "evaluate.top_p", "algorithm.clip_low", "optim.beta1",
     "optim.beta2",
 }  # fmt: skip
@@ -148,7 +150,7 @@ def test_nothing_may_be_missing(key):
 
 def test_unknown_keys_are_refused_with_those_there_are():
     assert_refused("bogus", 1, "there are name, scale, dir")
-    assert_refused("optim.learning_rate", 1e-4, "there are lr, warmup_steps")
+    assert_refused("optim.learning_rate", 1e-4, "there are lr, warmup_steps, half_life")
     assert_refused("model._target_", "os.system", "no such setting")
 
 
@@ -258,6 +260,6 @@ def test_a_config_cannot_change():
 def test_no_setting_has_a_default_in_code():
     """conf/ is the one place to read them."""
     classes = [c for n, c in vars(settings).items() if n.endswith("Settings")] + [Config]
-    assert len(classes) == 14
+    assert len(classes) == 15
     for field in (field for cls in classes for field in dataclasses.fields(cls)):
         assert field.default is field.default_factory is dataclasses.MISSING, field.name

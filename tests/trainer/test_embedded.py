@@ -1,8 +1,7 @@
-"""The embedded task: exact lengths, one token a piece, honest sums, disjoint splits, hints."""
+"""The embedded task: exact lengths, one token a piece, honest sums, disjoint splits."""
 
 import itertools
 import json
-import math
 import random
 import re
 
@@ -10,13 +9,20 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from trainer.embedded import chains, task
-from trainer.embedded.chains import BOX, CHECK, EOS, FILLERS, MIN_LENGTH, THINK_END, write_chain
-from trainer.embedded.corpus import LONGEST, Hints, draw_length, example
-from trainer.embedded.task import draw_numbers, make_problem, split_of
+from trainer.embedded import chains, corpus, task
+from trainer.embedded.chains import (
+    BOX,
+    CHECK,
+    EOS,
+    FILLERS,
+    MIN_LENGTH,
+    THINK_END,
+    write_chain,
+    write_natural_chain,
+)
+from trainer.embedded.corpus import LONGEST
+from trainer.embedded.task import draw, draw_numbers, make_problem, split_of
 from trainer.embedded.tokenizer import SPECIALS, build_tokenizer, save_tokenizer
-from trainer.evaluate.budgets import ranks
-from trainer.metrics import correlation
 
 LENGTHS = range(MIN_LENGTH, LONGEST + 1)
 TEXTS = (
@@ -61,13 +67,27 @@ def test_chains_have_exactly_the_asked_number_of_tokens(tokenizer):
 
 
 def test_largest_sum_fits_the_shortest_chain():
-    numbers = [task.NUMBERS[1]] * task.TERMS[1]
-    assert "".join(write_chain(numbers, MIN_LENGTH, random.Random(0))).endswith("{150}<|end|>")
+    numbers = [max(high for _, high in corpus.SPANS)] * corpus.TERMS[1]
+    assert chain_text(numbers, MIN_LENGTH).endswith("{250}<|end|>")
 
 
-def test_shorter_than_the_closing_is_refused():
+@pytest.mark.parametrize("write", [write_chain, write_natural_chain])
+def test_shorter_than_the_closing_is_refused(write):
     with pytest.raises(ValueError, match="at least 8 tokens, got 7"):
-        write_chain([2, 3, 4], MIN_LENGTH - 1, random.Random(0))
+        write([2, 3, 4], MIN_LENGTH - 1, random.Random(0))
+
+
+def test_a_natural_chain_keeps_its_room_and_takes_what_the_sum_asks_for():
+    used = {4: [], 8: []}
+    for index in range(400):
+        numbers, room = draw_numbers(1, index, "train"), LENGTHS[index % len(LENGTHS)]
+        assert len(write_natural_chain(numbers, room, random.Random(index))) <= room
+        if len(numbers) in used:
+            text = "".join(write_natural_chain(numbers, LONGEST, random.Random(index)))
+            used[len(numbers)].append(len(lines_of(text)))
+            assert not set(FILLERS) & set(re.findall(r"[a-z]+ ", text)) - {CHECK}
+    assert 3 <= min(used[4]) < max(used[4]) <= 8  # three lines, none to all checked, two mended
+    assert min(used[8]) >= 7
 
 
 def test_unslipped_chains_are_true_and_end_in_the_right_answer(monkeypatch):
@@ -90,7 +110,7 @@ def test_longer_chains_work_in_finer_steps_and_then_check(monkeypatch):
 def test_a_checked_slip_is_mended(monkeypatch):
     monkeypatch.setattr(chains, "SLIP", 1.0)
     for index in range(50):
-        numbers = draw_numbers(3, index, "train")
+        numbers = draw(random.Random(index), "train", (3, 6), task.NUMBERS)  # room to mend all
         text = chain_text(numbers, LONGEST, index)
         lines = lines_of(text)
         assert any(check for check, *_ in lines), text
@@ -213,77 +233,3 @@ def test_numbers_fill_their_range():
 def test_unknown_split_is_refused():
     with pytest.raises(ValueError, match=r"'test'.*train.*heldout"):
         draw_numbers(0, 0, "test")
-
-
-# Corpus ---------------------------------------------------------------------------------------
-
-
-def corpus(tokenizer, hints: Hints, count=1500) -> list[tuple[str, int, int]]:
-    """(mode, budget in the prompt, tokens of the chain) of the first `count` examples."""
-    rows = []
-    for index in range(count):
-        prompt, chain = example(tokenizer, 0, index, hints)
-        found = re.search(r" Think for (maximum )?(\d+) tokens\.", tokenizer.decode(prompt))
-        mode = ("max" if found[1] else "exact") if found else "none"
-        rows.append((mode, int(found[2]) if found else 0, len(chain)))
-    return rows
-
-
-def rank_correlation(rows) -> float:
-    asked, written = np.array([row[1:] for row in rows if row[0] == "exact"]).T
-    return correlation(ranks(asked), ranks(written))
-
-
-def test_examples_are_pure(tokenizer):
-    hints = Hints(0.3, 0.1)
-    straight = [example(tokenizer, 0, i, hints) for i in range(40)]
-    assert [example(tokenizer, 0, i, hints) for i in reversed(range(40))] == straight[::-1]
-    other = [example(tokenizer, 1, i, hints) for i in range(40)]
-    # Not the problems alone: the lengths are another draw too.
-    assert [len(chain) for _, chain in other] != [len(chain) for _, chain in straight]
-
-
-def test_examples_are_training_problems_with_their_own_chain(tokenizer):
-    for index in range(60):
-        prompt, chain = example(tokenizer, 0, index, Hints(0.3, 0.1))
-        problem = make_problem(0, index, "train")
-        assert tokenizer.decode(prompt).startswith(f"<|user|>{problem.question} Let's think")
-        assert tokenizer.decode(prompt).endswith("<|assistant|><think>")
-        text = tokenizer.decode(chain)
-        assert text.count(THINK_END) == 1 and text.endswith(EOS)
-        if not lines_of(text):  # answered directly, so nothing can have slipped
-            assert boxed(text) == int(problem.answers[0])
-
-
-def test_shares_of_the_modes(tokenizer):
-    rows = corpus(tokenizer, Hints(0.0, 0.1))
-    shares = [sum(row[0] == mode for row in rows) / len(rows) for mode in ("none", "exact", "max")]
-    assert shares == pytest.approx([0.15, 0.50, 0.35], abs=0.04)
-
-
-def test_without_hints_the_budget_says_nothing(tokenizer):
-    assert abs(rank_correlation(corpus(tokenizer, Hints(0.0, 0.05)))) < 0.1
-
-
-def test_with_hints_the_budget_is_meant(tokenizer):
-    rows = corpus(tokenizer, Hints(1.0, 0.05))
-    assert rank_correlation(rows) > 0.97
-    errors = [math.log(asked / n) for mode, asked, n in rows if mode == "exact" and n > 30]
-    assert np.mean(errors) == pytest.approx(0, abs=0.01)
-    assert np.std(errors) == pytest.approx(0.05, abs=0.01)
-    room = [n / asked for mode, asked, n in rows if mode == "max"]
-    assert 0.5 < min(room) < 0.65 and 0.95 < max(room) <= 1.0  # a maximum is kept
-
-
-def test_share_of_hints(tokenizer):
-    """With no noise a meant budget is the length itself; some 2% hit it by chance."""
-    rows = [row for row in corpus(tokenizer, Hints(0.3, 0.0)) if row[0] == "exact"]
-    assert sum(asked == n for _, asked, n in rows) / len(rows) == pytest.approx(0.31, abs=0.07)
-
-
-def test_lengths_reach_both_ends_and_favour_short_chains():
-    rng = random.Random(0)
-    drawn = [draw_length(rng) for _ in range(6000)]
-    assert set(drawn) == set(LENGTHS)
-    # Half the draws are uniform (mean 56), half log-uniform (mean 96 / ln 13 = 37).
-    assert np.mean(drawn) == pytest.approx((56 + 37.4) / 2, abs=1.5)

@@ -10,6 +10,7 @@ from trainer.embedded.task import make_problem
 from trainer.embedded.tokenizer import build_tokenizer
 from trainer.evaluate import evaluate
 from trainer.evaluate.budgets import ranks, summary
+from trainer.grading.grader import Grader
 from trainer.metrics import correlation
 from trainer.types import Completion, Problem
 
@@ -40,7 +41,7 @@ class FakeEngine:
 def run(*overrides, problems=PROBLEMS, engine=None, **more):
     engine = engine or FakeEngine()
     settings = make_config(*OVERRIDES, *overrides).evaluate
-    keywords = {"mode": "exact", "require_think": True, "seed": 0, **more}
+    keywords = {"mode": "exact", "grader": Grader(), "seed": 0, **more}
     return evaluate(settings, problems, engine, TOKENIZER, **keywords), engine
 
 
@@ -99,7 +100,7 @@ def test_answers_are_graded_and_counted_in_tokens():
 
 def test_thinking_tag_is_required_only_when_asked():
     for required, accuracy in ((True, 0.0), (False, 1.0)):
-        result, _ = run(engine=FakeEngine(think_end=""), require_think=required)
+        result, _ = run(engine=FakeEngine(think_end=""), grader=Grader(required))
         assert result["overall"]["accuracy"] == accuracy
 
 

@@ -14,7 +14,7 @@ from trainer.optim import Optimizer
 
 def make_settings(**values) -> OptimSettings:
     defaults = {
-        "lr": 0.1, "warmup_steps": 0, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8,
+        "lr": 0.1, "warmup_steps": 0, "half_life": 0, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8,
         "weight_decay": 0.0, "grad_clip": 1e9, "max_skips": 3,
     }  # fmt: skip
     return OptimSettings(**{**defaults, **values})
@@ -108,6 +108,18 @@ def test_learning_rate_warms_up_linearly_and_stays():
         assert used[-1] == expected, "lr is that of the next step"
     assert used == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
     assert Optimizer(Tiny(), make_settings(lr=0.4)).lr == 0.4
+
+
+def test_learning_rate_halves_in_each_half_life_and_a_skip_does_not_count():
+    model = Tiny()
+    optimizer = Optimizer(model, make_settings(lr=0.4, warmup_steps=2, half_life=2))
+    used = []
+    for weight in ([1.0, 1.0, 1.0], [1.0, math.nan, 1.0], *[[1.0, 1.0, 1.0]] * 4):
+        set_gradients(model, weight)
+        optimizer.step()
+        used.append(optimizer.adamw.param_groups[0]["lr"])
+    root = math.sqrt(0.5)
+    assert used == pytest.approx([0.2, 0.4 * root, 0.4 * root, 0.2, 0.2 * root, 0.1])
 
 
 def test_first_steps_move_by_the_warmed_up_rate():

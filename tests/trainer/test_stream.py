@@ -13,6 +13,7 @@ from trainer.config import BudgetSettings, ConfigError
 from trainer.data.stream import Cursor, PromptStream, draw_budget
 from trainer.embedded.task import make_problem
 from trainer.embedded.tokenizer import build_tokenizer
+from trainer.grading.grader import Grader
 from trainer.seeds import derive_seed
 from trainer.step import generate
 from trainer.types import Completion
@@ -198,7 +199,12 @@ class FakeEngine:
 def sample(prompts, step=0) -> tuple[list, list]:
     engine, config = FakeEngine(), make_config("rollout.samples=4")
     trainer = SimpleNamespace(
-        config=config, step=step, engine=engine, tokenizer=TOKENIZER, on_phase=lambda *_: None
+        config=config,
+        step=step,
+        engine=engine,
+        tokenizer=TOKENIZER,
+        grader=Grader(),
+        on_phase=lambda *_: None,
     )
     return generate(trainer, prompts), engine.requests
 

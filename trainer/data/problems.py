@@ -1,7 +1,7 @@
 """Loads problems from a JSONL, JSON or parquet file, or from a Hub data set.
 
-A row without an answer is dropped and counted; anything else malformed stops the load, with the
-file and the line, before a model is touched.
+A row without an answer, or with one longer than grading reads, is dropped and counted; anything
+else malformed stops the load, with the file and the line, before a model is touched.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from trainer.grading import MAX_ANSWER_CHARS
 from trainer.types import Problem
 
 KINDS = ("math", "choice")
@@ -61,6 +62,8 @@ def load_problems(
         problem = _problem(row, where, f"{stem}-{index}", (question_key, answer_key), kind)
         if problem is None:
             dropped["no_answer"] += 1
+        elif max(map(len, problem.answers)) > MAX_ANSWER_CHARS:  # none would be graded correct
+            dropped["long_answer"] = dropped.get("long_answer", 0) + 1
         else:
             problems.append(problem)
         if len(problems) == limit:
@@ -182,7 +185,7 @@ def _parquet_rows(path: Path, content: bytes) -> Iterator[Row]:
         raise ValueError(message) from error
     try:
         rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: names not UTF-8
         raise ValueError(f"{path}: not a readable parquet file: {error}") from error
     for index, row in enumerate(rows):
         yield f"{path}: row {index}", row

@@ -1,9 +1,8 @@
-"""Chains of thought for the embedded task, written to an exact number of tokens.
+"""Chains of thought for the embedded task, to an exact number of tokens or as long as they take.
 
 Short chains add several numbers at once or answer directly; longer ones go number by number; the
-longest check their lines again ("wait "). A line may slip; a later check finds and mends it. The
-last tokens of room are filled with the start of a fixed remark, so that any length can be hit
-exactly.
+longest check their lines again ("wait "). A line may slip; a later check finds and mends it. Where
+the length is exact, the last tokens of room are filled with the start of a fixed remark.
 
 A chain is a list of pieces, each one token of the embedded tokenizer (a test checks that).
 """
@@ -45,6 +44,21 @@ def closing(answer: int) -> list[str]:
 
 def write_chain(numbers: list[int], length: int, rng: random.Random) -> list[str]:
     """A chain of exactly `length` tokens (at least MIN_LENGTH), the finest steps that fit first."""
+    pieces, answer = _work(numbers, length, rng)
+    room = length - len(pieces) - len(closing(answer))
+    return pieces + [FILLERS[i % len(FILLERS)] for i in range(room)] + closing(answer)
+
+
+def write_natural_chain(numbers: list[int], room: int, rng: random.Random) -> list[str]:
+    """At most `room` tokens: as long as the sum asks for, some of its lines checked, no remark."""
+    pieces, answer = _work(numbers, room, rng, checks=rng.randint(0, len(numbers) - 1))
+    return pieces + closing(answer)
+
+
+def _work(
+    numbers: list[int], length: int, rng: random.Random, checks: int | None = None
+) -> tuple[list[str], int]:
+    """Lines, then as many checks as fit (at most `checks`), and the answer they come to."""
     if length < MIN_LENGTH:
         raise ValueError(f"a chain needs at least {MIN_LENGTH} tokens, got {length}")
     pieces: list[str] = []
@@ -53,14 +67,13 @@ def write_chain(numbers: list[int], length: int, rng: random.Random) -> list[str
         pieces += line.pieces(line.result)
     answer = lines[-1].result if lines else sum(numbers)
     position = 0
-    while lines:
+    while lines and position != checks:
         more, mended = _check(lines, position % len(lines))
         after = mended[-1].result
         if len(pieces) + len(more) + len(closing(after)) > length:
             break
         pieces, lines, answer, position = pieces + more, mended, after, position + 1
-    room = length - len(pieces) - len(closing(answer))
-    return pieces + [FILLERS[i % len(FILLERS)] for i in range(room)] + closing(answer)
+    return pieces, answer
 
 
 def _finest_lines(numbers: list[int], length: int, rng: random.Random) -> list[Line]:

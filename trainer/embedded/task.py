@@ -1,4 +1,4 @@
-"""Sums of three to six numbers: endless, verifiable, and easier the longer one thinks.
+"""Sums of four to eight digits: endless, verifiable, and easier the longer one thinks.
 
 Every problem is a pure function of (seed, index, split). Train and held-out problems are disjoint
 by construction: the *multiset* of the numbers decides the split, so not even a reordering leaks.
@@ -12,8 +12,8 @@ import random
 from trainer.types import Problem
 
 SPLITS = ("train", "heldout")
-TERMS = (3, 6)  # how many numbers, inclusive
-NUMBERS = (2, 25)  # their range, inclusive
+TERMS = (4, 8)  # how many numbers, inclusive
+NUMBERS = (1, 9)  # their range, inclusive
 HELDOUT_SHARE = 8  # one multiset in so many is held out
 
 
@@ -23,18 +23,28 @@ def split_of(numbers: list[int]) -> str:
     return "heldout" if digest[0] % HELDOUT_SHARE == 0 else "train"
 
 
-def draw_numbers(seed: int, index: int, split: str) -> list[int]:
-    """The numbers of problem `index`; drawn again until their multiset belongs to `split`."""
+def draw(
+    rng: random.Random, split: str, terms: tuple[int, int], span: tuple[int, int]
+) -> list[int]:
+    """So many numbers of a range, both inclusive, drawn again until `split` owns their multiset."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of the embedded task; there are {SPLITS}")
-    rng = random.Random(f"{seed}/{split}/{index}")
     while True:
-        numbers = [rng.randint(*NUMBERS) for _ in range(rng.randint(*TERMS))]
+        numbers = [rng.randint(*span) for _ in range(rng.randint(*terms))]
         if split_of(numbers) == split:
             return numbers
 
 
+def draw_numbers(seed: int, index: int, split: str) -> list[int]:
+    """The numbers of problem `index` of the task."""
+    return draw(random.Random(f"{seed}/{split}/{index}"), split, TERMS, NUMBERS)
+
+
 def make_problem(seed: int, index: int, split: str) -> Problem:
-    """Problem `index` of a split. Example: Problem("train-4", "3+14+7=?", ("24",))."""
-    numbers = draw_numbers(seed, index, split)
-    return Problem(f"{split}-{index}", "+".join(map(str, numbers)) + "=?", (str(sum(numbers)),))
+    """Problem `index` of a split. Example: Problem("train-4", "3+9+7+4=?", ("23",))."""
+    return as_problem(f"{split}-{index}", draw_numbers(seed, index, split))
+
+
+def as_problem(name: str, numbers: list[int]) -> Problem:
+    """Numbers as a problem with their sum as the answer."""
+    return Problem(name, "+".join(map(str, numbers)) + "=?", (str(sum(numbers)),))

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import EvaluateSettings
 from trainer.data.prompts import encode_prompt
 from trainer.evaluate.figures import length_figures
-from trainer.grading import grade
+from trainer.grading.grader import Grader
 from trainer.metrics import correlation
 from trainer.packing import deal
 from trainer.rollout import Request, RolloutEngine, Sampling
@@ -27,7 +27,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     *,
     mode: str,
-    require_think: bool,
+    grader: Grader,
     seed: int,
     world: World = ALONE,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -56,10 +56,10 @@ def evaluate(
     by_place = {i: c for share, part in parts for i, c in zip(share, part, strict=True)}
     completions: list[Completion] = [by_place[i] for i in range(len(requests))]
     texts = tokenizer.batch_decode([c.token_ids for c in completions])
-    scores = [
-        grade(text, problem, require_think=require_think).value
-        for text, problem in zip(texts, owners, strict=True)
-    ]
+    for index, (text, problem) in enumerate(zip(texts, owners, strict=True)):
+        grader.submit(index, text, problem)
+    graded = grader.collect(on_progress)
+    scores = [graded[index].value for index in range(len(owners))]
     used = [len(c.token_ids) for c in completions]
     return summary(np.array(asked), np.array(used), np.array(scores))
 

@@ -16,8 +16,9 @@ from trainer.types import Score
 if TYPE_CHECKING:
     from trainer.types import Problem
 
-# "timeout" and "crashed" are given by whatever runs a grader in a worker process.
-REASONS = ("correct", "wrong", "no_answer", "no_think", "too_long", "timeout", "crashed")
+# The last two come from the worker processes of the symbolic tier: nobody knows what is right.
+UNGRADED = ("timeout", "crashed")
+REASONS = ("correct", "wrong", "no_answer", "no_think", "too_long", *UNGRADED)
 
 # The longest answer of MATH has 159 characters. The cap bounds every later step of grading.
 MAX_ANSWER_CHARS = 1_000

@@ -22,7 +22,8 @@ from trainer.grading.normalise import compact, tokenise
 from trainer.grading.number import NotExact
 from trainer.grading.reader import MAX_DEPTH, read_number
 
-_OPEN = {"(", "[", "{", r"\{", r"\begin{pmatrix}"}
+BRACKETS = {"(", "[", "{", r"\{"}  # a tuple or interval begins with its own
+_OPEN = {*BRACKETS, r"\begin{pmatrix}"}
 _CLOSE = {")", "]", "}", r"\}", r"\end{pmatrix}"}
 _LIST = {",", ";"}
 _RELATION = {"=", "<", ">", ":", "|", r"\le", r"\ge", r"\ne", r"\in", r"\to", r"\mid"}

@@ -8,7 +8,7 @@ by name here, before any weight is read.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+# Far above any model there is, and below what hangs or overflows before a weight is compared.
+MAX_LAYERS = 1_000
+MAX_ELEMENTS = 2**40  # of one weight
 # Keys each kind of rope scaling may hold; any other key would silently change the frequencies.
 _ROPE_KEYS = {
     "default": set(),
@@ -125,7 +128,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file.parent} has no {file.name}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: 1,000 brackets
         raise ValueError(f"{file}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object, found {type(content).__name__}")
@@ -162,6 +165,12 @@ def read_config(folder: str | Path) -> ModelConfig:
         eos_token_id=_token(raw, "eos_token_id", file),
         pad_token_id=_token(raw, "pad_token_id", file),
     )
+    width = max(config.vocab_size, config.intermediate_size, heads * config.head_dim)
+    if config.num_hidden_layers > MAX_LAYERS or width * config.hidden_size > MAX_ELEMENTS:
+        raise ValueError(
+            f"{file}: num_hidden_layers {config.num_hidden_layers}, weights of "
+            f"{width * config.hidden_size} elements; read are {MAX_LAYERS} and {MAX_ELEMENTS}"
+        )
     if heads % config.num_key_value_heads:
         raise ValueError(
             f"{file}: num_attention_heads {heads} is no multiple of "
@@ -180,8 +189,13 @@ def _refuse_unsupported(raw: dict[str, Any], file: Path) -> None:
         raise ValueError(f"{file}: hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
     if raw.get("use_sliding_window"):
         raise ValueError(f"{file}: use_sliding_window is not supported, set it to false")
-    full = ["full_attention"] * _size(raw, "num_hidden_layers", file)
-    if raw.get("layer_types") not in (None, full):
+    kinds = raw.get("layer_types")
+    layers = _size(raw, "num_hidden_layers", file)
+    if kinds is not None and not (
+        isinstance(kinds, list)
+        and len(kinds) == layers
+        and all(k == "full_attention" for k in kinds)
+    ):
         raise ValueError(f"{file}: layer_types other than 'full_attention' for each layer")
 
 
@@ -233,7 +247,7 @@ def _size(raw: dict[str, Any], key: str, file: Path, default: int | None = None)
 
 def _positive(raw: dict[str, Any], key: str, file: Path, default: float | None = None) -> float:
     value = default if raw.get(key) is None else raw[key]
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{file}: {key} must be a positive number, found {value!r}")
     return float(value)
 

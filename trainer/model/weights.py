@@ -164,9 +164,14 @@ def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
     if not file.is_file():
         return
     content = read_json(file)
-    vocab = content.get("model", {}).get("vocab", {})  # BPE: token to id; Unigram: list of pieces
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    ids += [token["id"] for token in content.get("added_tokens", [])]
+    try:
+        vocab = content.get("model", {}).get("vocab", {})  # BPE: token to id; Unigram: pieces
+        ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+        ids += [token["id"] for token in content.get("added_tokens", [])]
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"{file}: not a tokenizer ({error!r})") from error
+    if any(type(token) is not int for token in ids):
+        raise ValueError(f"{file}: a token id is not an integer")
     if max(ids, default=-1) >= config.vocab_size:
         raise ValueError(
             f"{file}: highest token id {max(ids)}, but config.json has vocab_size "

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.embedded.outside import OUTSIDE
+from trainer.embedded.task import NUMBERS, TERMS
 from trainer.evaluate.store import SAMPLES
 from trainer.files import read_json
 from trainer.preflight import environment
@@ -158,9 +160,9 @@ def _correlations(methods: Mapping[str, Rows]) -> str:
 
 
 def _outside(methods: Mapping[str, Rows]) -> str:
-    parts = ["## Out of distribution", "",
-             "`embedded_long`: 7 to 9 numbers, trained on 3 to 6. `embedded_large`: numbers of "
-             "26 to 60, trained on 2 to 25."]  # fmt: skip
+    kinds = "; ".join(f"`{name}`: {_kind(*kind)}" for name, kind in OUTSIDE.items())
+    known = f"RL trains on {_kind(TERMS, NUMBERS)}; the base met all of these before."
+    parts = ["## Out of distribution", "", f"{kinds}. {known}"]
     for key, rows in methods.items():
         label, _, data = key.partition(":")
         if data:
@@ -171,6 +173,10 @@ def _outside(methods: Mapping[str, Rows]) -> str:
                 _rows(rows),
             ]
     return "\n".join(parts)
+
+
+def _kind(terms: tuple[int, int], span: tuple[int, int]) -> str:
+    return f"sums of {terms[0]} to {terms[1]} numbers from {span[0]} to {span[1]}"
 
 
 def _behaviour(methods: Mapping[str, Rows]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.config import ConfigError
 from trainer.embedded.outside import OUTSIDE
 
-BUDGETS = (16, 32, 56, 88)
+BUDGETS = (20, 26, 46, 72)
 OUTSIDE_DATA = tuple(OUTSIDE)
 ABLATIONS = {  # name: what is changed in the L1-Exact run of the first seed
     "released": ("reward=released",),

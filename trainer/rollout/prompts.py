@@ -24,26 +24,27 @@ class PackedPrompts(NamedTuple):
 
 def pack_prompts(
     prompts: Sequence[Sequence[int]],
-    block_tables: Sequence[Sequence[int]],
+    block_table: Sequence[Sequence[int]],
     page_size: int,
     *,
     share: bool,
 ) -> PackedPrompts:
     """With `share` what all prompts begin with is computed once and written to the pages of each.
 
-    block_tables[i] are the pages of prompts[i]. Each prompt keeps a token of its own, whose final
+    block_table[i] holds the pages of prompts[i]. Each prompt keeps a token of its own, whose final
     state is wanted.
     """
     common = 0
     if share and len(prompts) > 1:
-        first, last = min(prompts), max(prompts)  # in this order all others lie between
+        tuples = [tuple(prompt) for prompt in prompts]
+        first, last = min(tuples), max(tuples)  # all others lie between them
         alike = (a == b for a, b in zip(first[:-1], last[:-1], strict=False))
         common = sum(takewhile(bool, alike))
     ids, positions = list(prompts[0][:common]), list(range(common))
     sizes = [common] if common else []
     sources: list[int] = []
     targets: list[int] = []
-    for prompt, pages in zip(prompts, block_tables, strict=True):
+    for prompt, pages in zip(prompts, block_table, strict=True):
         sources += [*range(common), *range(len(ids), len(ids) + len(prompt) - common)]
         targets += [pages[i // page_size] * page_size + i % page_size for i in range(len(prompt))]
         ids += prompt[common:]

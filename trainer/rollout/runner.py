@@ -48,7 +48,7 @@ class Runner:
         self.block_table = torch.zeros(rows, pages_per_row, dtype=torch.int32, device=self.device)
         self.cuda_graphs = cuda_graphs
         self._graphs: dict[int, graphs.Step] = {}
-        self.fused = not batch_invariant and fused.can_fuse(model)
+        self.fused = not (batch_invariant or cuda_graphs) and fused.can_fuse(model)
         self._packed: kernels.PackedDecoder | None = None
 
     @property
