@@ -121,8 +121,8 @@ def with_faults(soak: Soak, steps: int) -> ExitStack:
             raise torch.OutOfMemoryError("simulated: out of memory")
         return policy_loss(*parts)
 
-    def full_disk(trainer: step.Trainer, folder: Path) -> None:
-        write_state(trainer, folder)
+    def full_disk(trainer: step.Trainer, *parts: Any) -> None:
+        write_state(trainer, *parts)
         if trainer.step < steps and soak.strikes("disk full", DISK_FULL):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
