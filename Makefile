@@ -19,8 +19,8 @@ results: .venv/.installed ## train and judge the paper's claims in miniature: do
 test: .venv/.installed ## run all tests
 	$(PY) -m pytest $(ARGS)
 
-test-faults: .venv/.installed ## kill real runs at random moments and compare how they end; KILLS=50
-	LCPO_KILLS=$(or $(KILLS),10) $(PY) -m pytest -m slow tests/fault $(ARGS)
+test-faults: .venv/.installed ## kill real runs at random moments and compare how they end; KILLS=500
+	LCPO_KILLS=$(or $(KILLS),50) $(PY) -m pytest -m slow tests/fault $(ARGS)
 
 test-gpu: .venv/.installed ## run the tests that need a CUDA device
 	$(PY) -m pytest -m gpu $(ARGS)

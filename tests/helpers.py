@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from trainer import loop, preflight, run, step
+from trainer import loop, preflight, run
 from trainer.checkpoint import find_checkpoint
 from trainer.config import Config, parse_config
 from trainer.embedded.tokenizer import build_tokenizer
 from trainer.files import fingerprint, read_json
+from trainer.grading.grader import Grader
 from trainer.loop import Run, run_loop
 from trainer.model import Decoder, ModelConfig, save_model
 from trainer.preflight import build_trainer, resolve_device
@@ -189,6 +190,7 @@ def _process(
     signal_at: tuple[str, int, tuple[int, ...]] | None = None,
     fail_at: tuple[str, int] | None = None,
     may_load: bool = True,
+    environment: Mapping[str, str] | None = None,
     rank: tuple[int, int, int] | None = None,
 ) -> None:
     """With `signal_at` = (phase, steps done, signals) it sends itself these signals there; beside
@@ -203,6 +205,7 @@ def _process(
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    os.environ.update(environment or {})
     sys.argv = ["trainer/run.py", *arguments]
     loop.draw = mock.Mock()
     if not may_load:
@@ -263,6 +266,6 @@ def _at(phase: str, steps_done: int, happens: Callable[[], Any]) -> None:
     phase_hook = loop.phase_hook
     loop.phase_hook, run.run_loop = announcing_hook, remember
     announce(preflight, "load_model", "start-up")
-    announce(step, "grade", "grading")
+    announce(Grader, "submit", "grading")
     announce(torch.Tensor, "backward", "backward")
     announce(loop, "write_state", "saving")

@@ -16,7 +16,7 @@ from trainer.loop import Run
 from trainer.world import RankError, leads
 
 # Their messages say all that their user can use; anything else is a fault of ours, with its trace.
-EXPECTED = (ConfigError, CheckpointError, FloatingPointError, RankError)
+EXPECTED = (ConfigError, CheckpointError, FloatingPointError, MemoryError, RankError)
 REFUSALS = (ValueError, CheckpointError, RankError)  # before anything has begun; see fail
 
 

@@ -6,6 +6,7 @@ what turns dataclasses into its tensors, and the measures that say how much of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,8 @@ def advantages(
     Groups are keyed by the prompt's group id: a problem met again with another budget is another.
     A sample that could not be graded is a group of its own: its advantage is 0, and the others of
     its prompt are compared without it.
+    A score that is not finite says nothing about its group: it counts as 0 and the whole group has
+    advantage 0.
     """
     keys = [(r.prompt.group, r.sample if r.score.reason in UNGRADED else None) for r in rollouts]
     ids = {key: i for i, key in enumerate(dict.fromkeys(keys))}
@@ -45,8 +48,9 @@ def advantages(
     def ints(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
+    scores = [r.score.value if math.isfinite(r.score.value) else 0.0 for r in rollouts]
     terms = kernels.lcpo_advantage(
-        torch.tensor([r.score.value for r in rollouts], dtype=torch.float32, device=device),
+        torch.tensor(scores, dtype=torch.float32, device=device),
         n_y,
         ints([r.prompt.budget for r in rollouts]),
         ints([MODES.index(r.prompt.mode) for r in rollouts]),
@@ -55,4 +59,8 @@ def advantages(
         reward=reward_spec(reward),
         estimator=algorithm.estimator,
     )
+    broken = {r.prompt.group for r in rollouts if not math.isfinite(r.score.value)}
+    for i, rollout in enumerate(rollouts):
+        if rollout.prompt.group in broken:
+            terms.advantage[i] = 0.0
     return Advantages(terms.correctness, terms.length, terms.reward, terms.advantage)

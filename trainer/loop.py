@@ -10,6 +10,7 @@ from trainer.checkpoint import CheckpointError, save_checkpoint
 from trainer.config import Config
 from trainer.evaluate import evaluate
 from trainer.files import write_json_atomic
+from trainer.metrics import names_of
 from trainer.plots import plot_evaluation, plot_training
 from trainer.preflight import CHECKPOINTS, config_dict, environment
 from trainer.progress import Progress
@@ -18,7 +19,7 @@ from trainer.resume import resume, write_state
 from trainer.shards import whole_state
 from trainer.signals import StopFlag, Stopped
 from trainer.step import Trainer, train_step
-from trainer.types import Problem
+from trainer.types import Problem, StepStats
 from trainer.world import Muted
 
 
@@ -65,6 +66,7 @@ def run_loop(run: Run) -> bool:
                 stats = train_step(trainer)
                 recorder.train(stats)
                 progress.step(stats)
+                say_incidents(stats, progress)
                 evaluate_if_due(run, recorder, progress)
                 save_if_due(run, recorder, progress)
         except Stopped:
@@ -78,6 +80,20 @@ def run_loop(run: Run) -> bool:
     if world.leads:
         draw(run.folder)
     return True
+
+
+def say_incidents(stats: StepStats, progress: Progress) -> None:
+    """What went wrong in a step that the run survived."""
+    if stats.skipped:
+        progress.message(
+            f"step {stats.step}: update skipped, the gradient norm is not finite; rollouts "
+            f"(group/sample, see samples.jsonl): {names_of(stats.rollouts, stats.skipped)}"
+        )
+    if stats.seconds["memory/halved"]:
+        progress.message(
+            f"step {stats.step}: out of memory, done again with micro-batches of half the size; "
+            "a smaller train.micro_batch_tokens or memory.activations=full saves the time"
+        )
 
 
 def open_folder(run: Run) -> Recorder:

@@ -7,7 +7,7 @@ import itertools
 import resource
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
@@ -78,6 +78,24 @@ class Outcome:
     update: int  # which optimizer step of the rollout
     loss: torch.Tensor
     stats: kernels.PolicyStats
+
+
+def skipped_samples(
+    updates: Sequence[Sequence[MicroBatch]], skips: Sequence[torch.Tensor]
+) -> frozenset[int]:
+    """Indices of the samples in optimizer steps that were skipped, one flag a step."""
+    return frozenset(
+        i
+        for batches, skip in zip(updates, skips, strict=True)
+        if skip
+        for micro in batches
+        for i in micro.batch.samples.tolist()
+    )
+
+
+def names_of(rollouts: Sequence[Rollout], indices: Iterable[int]) -> str:
+    """Samples as "group/sample", by which samples.jsonl finds them."""
+    return " ".join(f"{rollouts[i].prompt.group}/{rollouts[i].sample}" for i in sorted(indices))
 
 
 def reward_metrics(rollouts: Sequence[Rollout], terms: Advantages) -> dict[str, float]:

@@ -77,8 +77,11 @@ class Optimizer:
         """Learning rate of the next step: linear warm-up, times 2^(-updates / half_life)."""
         return float(self._rate())
 
-    def step(self) -> None:
-        """Clip, then step, or skip when the norm is not finite. Gradients are freed either way."""
+    def step(self) -> torch.Tensor:
+        """Clip, then step, or skip when the norm is not finite: bool scalar, True when skipped.
+
+        Gradients are freed either way.
+        """
         if not is_divided(self.model):
             self.world.meet(p.grad for p in self.parameters if p.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
@@ -94,14 +97,18 @@ class Optimizer:
         self._most_in_row = self._most_in_row.maximum(self._in_row)
         self.adamw.zero_grad(set_to_none=True)
         self._refresh()
+        return skip
 
-    def check(self) -> None:
-        """FloatingPointError when `max_skips` steps in a row were skipped; waits for the device."""
+    def check(self, samples: str) -> None:
+        """FloatingPointError when `max_skips` steps in a row were skipped; waits for the device.
+
+        `samples` names those of the steps skipped last.
+        """
         if int(self._most_in_row) >= self.settings.max_skips:
             raise FloatingPointError(
                 f"{int(self._most_in_row)} optimizer steps in a row had a gradient norm that is "
                 f"not finite, the last one {self.last_norm} (optim.max_skips): stopped before "
-                "saving"
+                f"saving; rollouts {samples}"
             )
 
     def _rate(self) -> torch.Tensor:

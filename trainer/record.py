@@ -234,8 +234,9 @@ def _sample_rows(stats: StepStats) -> list[dict[str, Any]]:
             "length": length,
             "reward": reward,
             "advantage": advantage,
+            "skipped": index in stats.skipped,
         }
-        for rollout, correctness, length, reward, advantage in columns
+        for index, (rollout, correctness, length, reward, advantage) in enumerate(columns)
     ]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,10 +20,10 @@ import kernels
 from trainer import lcpo
 from trainer.config import Config
 from trainer.data.stream import Cursor, PromptStream
-from trainer.exchange import draw_together, gather_trained
+from trainer.exchange import draw_together, gather_trained, merged
 from trainer.flops import forward_flops
 from trainer.grading.grader import Grader
-from trainer.metrics import Clock, MicroBatch, Outcome
+from trainer.metrics import Clock, MicroBatch, Outcome, names_of, skipped_samples
 from trainer.model import Decoder, PackedAttention, take_rows
 from trainer.model.invariant import block_logprob, block_policy_loss
 from trainer.optim import Optimizer
@@ -33,6 +34,7 @@ from trainer.packing import (
     sequence_weights,
     shares_prompts,
 )
+from trainer.recovery import learn_within_memory
 from trainer.rollout import Request, RolloutEngine, Sampling
 from trainer.seeds import derive_seed
 from trainer.selfcheck import self_check
@@ -86,19 +88,37 @@ def train_step(trainer: Trainer) -> StepStats:
             for number, batches in enumerate(pack_updates(trainer, rollouts))
         ]
     self_check(trainer, updates, logprobs)
-    outcomes = []
+    outcomes: list[Outcome] = []
+    skips: list[torch.Tensor] = []
+    planned = sum(map(len, updates))
     with clock("update"):
         for number, batches in enumerate(updates):
-            for micro in batches:
-                trainer.on_phase("update", len(outcomes), sum(map(len, updates)))
-                loss, stats = policy_loss(trainer, micro, advantages)
-                loss.backward()
-                outcomes.append(Outcome(number, loss.detach(), stats))
-            trainer.optimizer.step()
-    trainer.optimizer.check()
-    trainer.cursor, trainer.step = cursor, trainer.step + 1
+            updates[number], found = learn_within_memory(
+                trainer, partial(learn, trainer, advantages, number), number, batches, rollouts
+            )
+            outcomes += found
+            skips.append(trainer.optimizer.step())
+    halved = sum(world.gather(len(outcomes) - planned))
     trained = gather_trained(world, updates, outcomes)
-    return statistics(trainer, rollouts, lengths, advantages, drawn, trained, clock, dropped)
+    skipped = skipped_samples(merged(trained)[0], skips)
+    trainer.optimizer.check(names_of(rollouts, skipped))
+    trainer.cursor, trainer.step = cursor, trainer.step + 1
+    return statistics(
+        trainer, rollouts, lengths, advantages, drawn, trained, clock, dropped, skipped, halved
+    )
+
+
+def learn(
+    trainer: Trainer, advantages: Advantages, number: int, batches: list[MicroBatch]
+) -> list[Outcome]:
+    """The gradient of optimizer step `number`, summed over its micro-batches."""
+    outcomes = []
+    for micro in batches:
+        trainer.on_phase("update", len(outcomes), len(batches))
+        loss, stats = policy_loss(trainer, micro, advantages)
+        loss.backward()
+        outcomes.append(Outcome(number, loss.detach(), stats))
+    return outcomes
 
 
 def generate(trainer: Trainer, prompts: Sequence[Prompt]) -> list[Rollout]:
@@ -130,7 +150,8 @@ def generate(trainer: Trainer, prompts: Sequence[Prompt]) -> list[Rollout]:
 def count(trainer: Trainer, rollouts: list[Rollout]) -> kernels.Lengths:
     """Token counts of the completions from their ids, never from text."""
     device = trainer.working.head_weight.device
-    ids = torch.tensor([t for r in rollouts for t in r.completion.token_ids], device=device)
+    tokens = [t for r in rollouts for t in r.completion.token_ids]
+    ids = torch.tensor(tokens, dtype=torch.int64, device=device)  # also when there are none
     sizes = torch.tensor([0, *(len(r.completion.token_ids) for r in rollouts)])
     cu_seqlens = sizes.cumsum(0).to(torch.int32).to(device)
     return kernels.count_lengths(

@@ -24,6 +24,8 @@ def statistics(
     by_rank: list[Trained],
     clock: Clock,
     dropped: int,
+    skipped: frozenset[int],
+    halved: int,
 ) -> StepStats:
     """All the step reports; the one place where it waits for the device."""
     config, optimizer, model = trainer.config, trainer.optimizer, trainer.working
@@ -57,5 +59,5 @@ def statistics(
         metrics.step_flops(rollouts, trained, model.config),
         trainer.world.size * peak_flops(model.head_weight.device, model.head_weight.dtype),
     )
-    seconds |= rank_timing(drawn)
-    return StepStats(trainer.step, values, seconds, rollouts, advantages)
+    seconds |= rank_timing(drawn) | {"memory/halved": halved}
+    return StepStats(trainer.step, values, seconds, rollouts, advantages, skipped)

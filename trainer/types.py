@@ -124,3 +124,4 @@ class StepStats:
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
     rollouts: list[Rollout] = field(default_factory=list)
     advantages: Advantages | None = None
+    skipped: frozenset[int] = frozenset()  # indices of rollouts whose update was not finite

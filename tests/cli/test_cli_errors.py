@@ -43,13 +43,13 @@ def refused(log: Path, arguments: list[str]) -> str:
 
 
 @pytest.mark.parametrize(("change", "message"), SETTINGS, ids=[change for change, _ in SETTINGS])
-def test_a_setting_that_cannot_work_is_named(change, message, tiny_base, tmp_path):
+def test_t26_a_setting_that_cannot_work_is_named(change, message, tiny_base, tmp_path):
     output = refused(tmp_path / "log", command(tiny_base, tmp_path / "run", change))
     assert message in output
     assert not (tmp_path / "run").exists()
 
 
-def test_an_experiment_that_does_not_exist_is_named(tiny_base, tmp_path):
+def test_t26_an_experiment_that_does_not_exist_is_named(tiny_base, tmp_path):
     arguments = command(tiny_base, tmp_path / "run")
     arguments[arguments.index("+experiment=l1_exact")] = "+experiment=l2_exact"
     assert "experiment/l2_exact" in refused(tmp_path / "log", arguments)

@@ -252,8 +252,9 @@ def test_t09_whatever_seeds_after_a_load_undoes_nothing(straight, tiny_base, tmp
 
 
 def test_t09_a_run_draws_nothing_from_the_global_generators(tiny_base, tmp_path):
+    run_here(tiny_base, tmp_path / "first", *QUIET, "train.steps=1")  # libraries loaded late draw
     before = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
-    run_here(tiny_base, tmp_path, *QUIET, "train.steps=2")
+    run_here(tiny_base, tmp_path / "run", *QUIET, "train.steps=2")
     after = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
     assert after == before
 

@@ -53,7 +53,7 @@ def test_override_of_all_and_of_one_op(cpp):
     assert kernels.active_backends()["sample_tokens"] == "cpp"
 
 
-def test_explicit_choice_that_cannot_run():
+def test_t28_explicit_choice_that_cannot_run():
     with (
         kernels.override("cpp"),
         pytest.raises(
@@ -116,7 +116,7 @@ def test_environment(choice, code):
     assert ran.stdout == "{'torch'}\n" if code == 0 else "unknown backend 'nonsense'" in ran.stderr
 
 
-def test_missing_library_is_told_once_and_all_runs(fresh, monkeypatch, tmp_path, caplog):
+def test_t28_missing_library_is_told_once_and_all_runs(fresh, monkeypatch, tmp_path, caplog):
     """T28: without the compiled library all ops run; one line says so and how to build it."""
     monkeypatch.setattr(loading, "PATH", tmp_path / loading.PATH.name)
     with caplog.at_level(logging.WARNING, "kernels"):
@@ -137,7 +137,7 @@ def test_missing_library_is_told_once_and_all_runs(fresh, monkeypatch, tmp_path,
         dispatch.select("count_lengths", CPU, torch.int64)
 
 
-def test_unusable_library_says_why(fresh, monkeypatch, tmp_path):
+def test_t28_unusable_library_says_why(fresh, monkeypatch, tmp_path):
     broken = tmp_path / loading.PATH.name
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(loading, "PATH", broken)

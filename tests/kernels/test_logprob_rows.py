@@ -79,7 +79,7 @@ def test_first_tile_is_minus_infinity(rows_kernels, masked):
     check(rows_kernels, logits, targets.clamp(min=masked), temperature=0.6)
 
 
-def test_extremes(rows_kernels):
+def test_t16_extremes(rows_kernels):
     forward, backward = rows_kernels
     equal = torch.zeros(1, 257)
     logprob, stats = forward(equal, torch.zeros(1, dtype=torch.int64), 0.6)

@@ -69,7 +69,7 @@ def test_bfloat16(backend, size):
 # Scores around 1e4 and 1e-4: a softmax without its maximum would overflow, and one that started
 # the maximum at 0 underflow. Float32 has steps of 1e-3 at 1e4.
 @pytest.mark.parametrize(("gain", "atol"), [(1e4, 1e-3), (1e-4, 1e-6)])
-def test_extreme_scores(backend, gain, atol):
+def test_t16_extreme_scores(backend, gain, atol):
     compare([1, 17, 65, 130], atol, gain=gain)
 
 

@@ -18,7 +18,7 @@ def committed() -> list[dict[str, float]]:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def test_ten_steps_give_the_committed_numbers(committed):
+def test_t17_ten_steps_give_the_committed_numbers(committed):
     found = golden_rows()
     for number, (row, expected) in enumerate(zip(found, committed, strict=True), start=1):
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-7), f"step {number}"
@@ -31,6 +31,6 @@ def test_the_committed_numbers_are_of_a_run_that_learns(committed):
         assert len({row[name] for row in committed}) > STEPS // 2
 
 
-def test_a_slightly_wrong_step_would_show(committed):
+def test_t17_a_slightly_wrong_step_would_show(committed):
     (found,) = golden_rows("rollout.temperature=0.6001", steps=1)
     assert found != pytest.approx(committed[0], rel=1e-5, abs=1e-7)

@@ -186,7 +186,7 @@ def test_a_group_is_a_group(value):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_contradictions_are_refused(key, overrides):
+def test_t26_contradictions_are_refused(key, overrides):
     with pytest.raises(ConfigError, match=rf"^{key}: "):
         make_config("scale=embedded", *overrides)
 
@@ -227,7 +227,7 @@ def test_the_last_value_that_works_is_taken(overrides):
         ("~optim", "optim"),
     ],
 )
-def test_bad_overrides_pass_hydra_and_not_us(override, key):
+def test_t26_bad_overrides_pass_hydra_and_not_us(override, key):
     with pytest.raises(ConfigError, match=rf"^{key}: "):
         make_config("scale=embedded", override)
 
@@ -241,7 +241,7 @@ def test_bad_overrides_pass_hydra_and_not_us(override, key):
         ("reward=bogus", "reward/bogus", MissingConfigException),
     ],
 )
-def test_hydra_refuses_what_it_does_not_know(override, named, error):
+def test_t26_hydra_refuses_what_it_does_not_know(override, named, error):
     with pytest.raises(error, match=named):
         make_config("scale=embedded", override)
 

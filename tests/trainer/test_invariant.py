@@ -104,7 +104,7 @@ def test_rollout_log_probs_save_the_trainers_pass(tiny_base):
     assert False not in passes[start:]  # no forward pass without gradients any more
 
 
-def test_what_cannot_be_exact_is_refused(tiny_base, tmp_path):
+def test_t18_what_cannot_be_exact_is_refused(tiny_base, tmp_path):
     with pytest.raises(ConfigError, match=r"^algorithm\.old_logprob: .*batch_invariant"):
         tiny_config(tiny_base, tmp_path, "algorithm.old_logprob=rollout")
     with pytest.raises(ConfigError, match=r"^rollout\.batch_invariant: .*cpu bfloat16"):

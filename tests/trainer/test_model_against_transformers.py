@@ -158,7 +158,7 @@ def test_against_transformers_rotary_is_bit_equal(pair):
 
 @pytest.mark.parametrize("max_shard", [5 * 10**9, 20_000])
 @torch.no_grad()
-def test_against_transformers_reads_what_we_save(pair, tmp_path, max_shard):
+def test_t20_transformers_reads_what_we_save(pair, tmp_path, max_shard):
     theirs, ours = pair
     folder = tmp_path / "ours"
     save_model(ours, folder, max_shard=max_shard)

@@ -48,7 +48,7 @@ def assert_close(actual, expected):
 
 
 @torch.no_grad()
-def test_packed_equals_one_by_one(model):
+def test_t13_packed_equals_one_by_one(model):
     batch = sequences()
     alone = torch.cat([packed_hidden(model, [sequence]) for sequence in batch])
     assert_close(packed_hidden(model, batch), alone)
@@ -56,7 +56,7 @@ def test_packed_equals_one_by_one(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("changed", range(len(LENGTHS)))
-def test_other_sequences_stay_bit_equal(model, changed):
+def test_t13_other_sequences_stay_bit_equal(model, changed):
     batch = sequences()
     before = packed_hidden(model, batch).split(LENGTHS)
     batch[changed] = (batch[changed] + 1) % 61

@@ -194,7 +194,7 @@ def test_so_many_skips_in_a_row_stop_the_run():
     def step(value: float) -> None:
         set_gradients(model, [value, 0.0, 0.0])
         optimizer.step()
-        optimizer.check()
+        optimizer.check("5/0")
 
     for value in (math.nan, math.nan, 1.0, math.inf, math.inf):  # a good one starts over
         step(value)
@@ -221,7 +221,7 @@ def test_a_step_reads_no_tensor(value):
     with NoRead():
         optimizer.step()
         with pytest.raises(AssertionError, match="a tensor was read"):
-            optimizer.check()
+            optimizer.check("5/0")
 
 
 def test_a_step_without_gradients_moves_nothing():

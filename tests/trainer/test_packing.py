@@ -71,7 +71,7 @@ def test_empty_response_keeps_its_place_and_trains_nothing():
     assert batch.seq_ids.tolist() == [1, 1]
 
 
-def test_empty_prompt_is_refused_with_its_sample():
+def test_t13_empty_prompt_is_refused_with_its_sample():
     with pytest.raises(ValueError, match="sequence 11 has an empty prompt"):
         packed([([1], [2]), ([], [3])])
 
@@ -237,7 +237,7 @@ def test_only_the_public_codes_normaliser_depends_on_the_packing():
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-def test_weights_of_empty_responses_are_finite(normaliser):
+def test_t11_weights_of_empty_responses_are_finite(normaliser):
     assert weights(normaliser, [0, 0], ((0,), (1,))).isfinite().all()
     assert weights(normaliser, [], ()).shape == (0,)
 

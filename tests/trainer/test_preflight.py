@@ -153,7 +153,7 @@ def test_masters_are_float32_and_the_reference_computes_as_told(tiny_base, tmp_p
     assert {p.dtype for p in trainer.reference.parameters()} == {torch.bfloat16}
 
 
-def test_a_foreign_kernels_package_is_told_of(monkeypatch):
+def test_t28_a_foreign_kernels_package_is_told_of(monkeypatch):
     check_packages()
     monkeypatch.setattr(kernels, "__file__", "/usr/lib/python3/kernels/__init__.py")
     with pytest.raises(ConfigError, match="pip uninstall kernels"):

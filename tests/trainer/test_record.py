@@ -74,7 +74,7 @@ def test_rows_hold_every_reward_term(tmp_path):
         "answers": ["17", "17.0"], "mode": "exact", "budget": 8, "sample": 1,
         "text": "3+14=17\n</think>\\boxed{17}<|end|>", "tokens": 3, "truncated": False,
         "reason": "correct", "extracted": "17",
-        "correctness": 1.0, "length": 2.0, "reward": 3.0, "advantage": 4.0,
+        "correctness": 1.0, "length": 2.0, "reward": 3.0, "advantage": 4.0, "skipped": False,
     }  # fmt: skip
     assert (first["sample"], first["correctness"], first["advantage"]) == (0, 0.0, 3.0)
 

@@ -90,7 +90,7 @@ def one_update(tiny_base) -> Trainer:
 
 
 @pytest.mark.parametrize(("dtype", "gap"), [("float32", 1e-5), ("bfloat16", 0.1)])
-def test_the_ratio_starts_at_exactly_one(dtype, gap, tiny_base):
+def test_t14_the_ratio_starts_at_exactly_one(dtype, gap, tiny_base):
     # Of seed 0, the samples of the first two groups are all as long as each other: no first update.
     trainer = tiny_trainer(tiny_base, f"model.dtype={dtype}", "seed=1")
     for _ in range(3):
@@ -100,7 +100,7 @@ def test_the_ratio_starts_at_exactly_one(dtype, gap, tiny_base):
         assert found["policy/rollout_gap_max"] < gap
 
 
-def test_packed_logprobs_are_those_of_one_by_one(one_update):
+def test_t13_packed_logprobs_are_those_of_one_by_one(one_update):
     rollouts = draw(one_update)
     change(one_update, "train", micro_batch_tokens=10_000)
     ((together,),) = step.pack_updates(one_update, rollouts)
@@ -119,7 +119,7 @@ def logprobs(trainer: Trainer, batch: PackedBatch) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("normaliser", ["token_mean", "seq_mean", "constant"])
-def test_the_gradient_does_not_depend_on_micro_batches_or_order(one_update, normaliser):
+def test_t12_the_gradient_does_not_depend_on_micro_batches_or_order(one_update, normaliser):
     change(one_update, "algorithm", normaliser=normaliser)
     rollouts = draw(one_update)
     whole = gradients_in(one_update, rollouts, 1)
@@ -205,7 +205,7 @@ def test_a_pad_token_that_is_eos_changes_nothing(tiny_base, tmp_path):
 # Degenerate batches and broken gradients
 
 
-def test_equal_rewards_leave_the_weights_alone(tiny_base):
+def test_t11_equal_rewards_leave_the_weights_alone(tiny_base):
     trainer = tiny_trainer(tiny_base, "budget.mode=none", "algorithm.kl_coef=0")
     before = weights(trainer)
     found = step.train_step(trainer)
@@ -216,7 +216,7 @@ def test_equal_rewards_leave_the_weights_alone(tiny_base):
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-def test_nothing_left_after_dropping_truncated_samples(normaliser, tiny_base):
+def test_t11_nothing_left_after_dropping_truncated_samples(normaliser, tiny_base):
     trainer = tiny_trainer(
         tiny_base, "algorithm.drop_truncated=true", f"algorithm.normaliser={normaliser}"
     )
@@ -261,7 +261,7 @@ def test_half_of_the_updates_may_be_empty(tiny_base):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_gradient_that_is_not_finite_skips_the_update(value, tiny_base):
+def test_t10_a_gradient_that_is_not_finite_skips_the_update(value, tiny_base):
     trainer = tiny_trainer(tiny_base, "algorithm.updates=1")
     before = weights(trainer)
     parameter = trainer.model.model.layers[1].mlp.up_proj.weight
@@ -280,7 +280,7 @@ def test_a_gradient_that_is_not_finite_skips_the_update(value, tiny_base):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-def test_too_many_skips_in_a_row_stop_the_run(tiny_base):
+def test_t10_too_many_skips_in_a_row_stop_the_run(tiny_base):
     trainer = tiny_trainer(tiny_base, "optim.max_skips=3", "algorithm.updates=2")
     trainer.model.model.norm.weight.register_hook(lambda grad: grad * torch.nan)
     step.train_step(trainer)

@@ -42,7 +42,7 @@ def far(x):
     return memory.as_strided(x.shape, (STRIDE, *x.stride()[1:])).copy_(x)
 
 
-def test_logits():
+def test_t15_logits():
     logits, targets = draw(3, 257, dtype=torch.bfloat16), torch.tensor([0, 100, 256])
     check_logits(far(logits), targets, 0.6)
     _, stats = logprob_rows.logprob_rows(logits, targets, 0.6)
@@ -52,7 +52,7 @@ def test_logits():
     assert work.equal(want)
 
 
-def test_sampling():
+def test_t15_sampling():
     logits, numbers = draw(3, 257, dtype=torch.bfloat16), torch.arange(3)
     shape = (0.7, 20, 0.9, numbers, numbers, 257)
     got = sample_tokens.sample_tokens(far(logits), *shape)
@@ -60,7 +60,7 @@ def test_sampling():
     assert all(a.equal(b) for a, b in zip(got, want, strict=True))
 
 
-def test_rms_norm():
+def test_t15_rms_norm():
     x, weight = draw(3, 128, dtype=torch.bfloat16), draw(128, dtype=torch.bfloat16)
     got, want = rms_norm.forward(far(x), weight, 1e-6, far(x)), rms_norm.forward(x, weight, 1e-6, x)
     assert all(a.equal(b) for a, b in zip(got, want, strict=True))
@@ -70,14 +70,14 @@ def test_rms_norm():
     assert all(a.equal(b) for a, b in zip(got, want, strict=True))
 
 
-def test_rope_and_swiglu():
+def test_t15_rope_and_swiglu():
     q, k = draw(3, 4, 16, dtype=torch.bfloat16), draw(3, 2, 16, dtype=torch.bfloat16)
     check_rope(far(q), far(k), draw(3, 8), draw(3, 8))
     gate = draw(3, 100, dtype=torch.bfloat16)
     check_swiglu(far(gate), far(gate), far(gate))
 
 
-def test_paged_decode_attention():
+def test_t15_paged_decode_attention():
     """The last page of a cache of more than 2**31 elements."""
     caches = [draw(3, 8, 2, 16, dtype=torch.bfloat16, seed=i) for i in range(2)]
     q, table = draw(1, 4, 16, dtype=torch.bfloat16), torch.tensor([[2, 0]], dtype=torch.int32)
@@ -116,7 +116,7 @@ def many(x):
     return x.expand(ROWS, *x.shape[1:])
 
 
-def test_last_row_of_large_outputs():
+def test_t15_last_row_of_large_outputs():
     x, up = draw(1, 1024, dtype=torch.bfloat16), draw(1, 1024, dtype=torch.bfloat16, seed=1)
     want = (swiglu.forward(x, up), *swiglu.backward(up, x, up))
     with only_last_program(ROWS - 1):
