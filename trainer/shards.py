@@ -36,7 +36,7 @@ def divide(model: Decoder, dtype: torch.dtype, world: World) -> None:
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype,
         reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # cosines stay float32
+        cast_forward_inputs=False,  # they are as the decoder makes them
     )
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)

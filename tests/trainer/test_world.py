@@ -28,12 +28,8 @@ CASES = {
     "recomputed": (*ENTROPY, "train.parallel=fsdp", "memory.activations=full"),
     "replicated-one": (*ONE, "train.parallel=replicated", "train.micro_batch_tokens=1000"),
     "fsdp-one": (*ONE, "train.parallel=fsdp", "train.micro_batch_tokens=1000"),
-    "bfloat16-replicated": (
-        "train.parallel=replicated",
-        "model.dtype=bfloat16",
-        "rollout.samples=6",
-    ),
-    "bfloat16-fsdp": ("train.parallel=fsdp", "model.dtype=bfloat16", "rollout.samples=6"),
+    "bfloat16-replicated": (*ENTROPY, "train.parallel=replicated", "model.dtype=bfloat16"),
+    "bfloat16-fsdp": (*ENTROPY, "train.parallel=fsdp", "model.dtype=bfloat16"),
 }
 
 
