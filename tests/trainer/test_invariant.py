@@ -74,7 +74,8 @@ def test_log_probs_are_equal_whatever_the_batch_pages_and_preemption():
 @compiled
 @pytest.mark.parametrize("old", ["trainer", "rollout"])
 def test_the_gap_to_the_trainer_is_zero_and_the_ratio_starts_at_one(old, tiny_base):
-    trainer = tiny_trainer(tiny_base, EXACT, f"algorithm.old_logprob={old}")
+    # With seed 0 the three samples of a group are as good as each other: nothing is updated.
+    trainer = tiny_trainer(tiny_base, EXACT, f"algorithm.old_logprob={old}", "seed=1")
     assert trainer.config.train.debug  # asserts ratio == 1
     for _ in range(3):
         found = step.train_step(trainer).metrics

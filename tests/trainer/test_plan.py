@@ -19,7 +19,14 @@ from trainer.plan.settings import CONF
 from trainer.plan.walk import Unit
 
 PAPER = ("+experiment=l1_exact", "scale=paper")
-SMALL = ("+experiment=l1_exact", "scale=embedded", "hardware=1xcpu", "rollout.prompts=8")
+STEPS = 80
+SMALL = (
+    "+experiment=l1_exact",
+    "scale=embedded",
+    "hardware=1xcpu",
+    "rollout.prompts=8",
+    f"train.steps={STEPS}",
+)
 PARAMETERS = 1_777_088_000
 needs_fakes = pytest.mark.skipif(why_no_cuda() is not None, reason=str(why_no_cuda()))
 
@@ -92,7 +99,7 @@ def test_on_this_cpu(capsys, tmp_path):
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["fits"] and found["phases"]["update"][0]["seconds"] > 0
     assert found["hours"] * 3600 == pytest.approx(
-        80 * found["step_seconds"] + found["evaluation_seconds"] * found["evaluations"]
+        STEPS * found["step_seconds"] + found["evaluation_seconds"] * found["evaluations"]
     )
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
