@@ -1,7 +1,7 @@
 """`python -m bench.rollout [FOLDER ...]`: the rollout engine against transformers' `generate`.
 
 Each FOLDER holds a model (default: the embedded base; `python -m bench.smollm2 FOLDER` makes the
-135 M one). For each of them, interleaved on an idle machine:
+135 M one), FOLDER:bfloat16 computes in another dtype than float32. For each of them, interleaved on an idle machine:
 
 - tokens/s on 64 prompts whose samples end at fixed random lengths of 8 to 128 tokens, as an EOS
   would end them, at several batch sizes of `generate`; the best one is what counts;
@@ -87,8 +87,9 @@ def peak_memory(subject: Subject, args: argparse.Namespace) -> dict[str, float]:
     """MiB that a rollout takes beyond what the process had with its model loaded."""
     found = {}
     for name in ("ours", "generate"):
-        command = [sys.executable, "-m", "bench.rollout", str(subject.folder), "--peak", name]
-        command += ["--dtype", subject.dtype, *(["--quick"] if args.quick else [])]
+        model = f"{subject.folder}:{subject.dtype}"
+        command = [sys.executable, "-m", "bench.rollout", model, "--peak", name]
+        command += ["--quick"] if args.quick else []
         environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0"}
         out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
         found[f"peak memory, {name}, MiB"] = float(out.split()[-1])
@@ -115,7 +116,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.rollout", description=__doc__)
     parser.add_argument("folders", nargs="*", default=["embedded"])
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--with", dest="rivals", nargs="*", default=[], choices=RIVALS)
     parser.add_argument("--environments", type=Path, default=Path("runs/environments"))
     parser.add_argument("--quick", action="store_true")
@@ -124,12 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     sizes = QUICK if args.quick else Sizes()
     rows = []
-    for path in args.folders:
-        subject = load(path, args.dtype, sizes)
+    for folder in args.folders:
+        path, _, dtype = folder.partition(":")
+        subject = load(path, dtype or "float32", sizes)
         if args.peak:
             print_peak(subject, args.peak)
             return
-        about = {"model": subject.folder.name, "dtype": args.dtype}
+        about = {"model": subject.folder.name, "dtype": subject.dtype}
         about |= machine.describe(torch.device("cpu")) | {"load": f"{machine.busy():.1f}"}
         print(" · ".join(map(str, about.values())), flush=True)
         parts = (
