@@ -1,7 +1,8 @@
 """`python -m bench.rollout [FOLDER ...]`: the rollout engine against transformers' `generate`.
 
 Each FOLDER holds a model (default: the embedded base; `python -m bench.smollm2 FOLDER` makes the
-135 M one), FOLDER:bfloat16 computes in another dtype than float32. For each of them, interleaved on an idle machine:
+135 M one); FOLDER:bfloat16 computes in bfloat16, which is float32 else. For each of them,
+interleaved on an idle machine:
 
 - tokens/s on 64 prompts whose samples end at fixed random lengths of 8 to 128 tokens, as an EOS
   would end them, at several batch sizes of `generate`; the best one is what counts;
@@ -118,11 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="*", default=["embedded"])
     parser.add_argument("--with", dest="rivals", nargs="*", default=[], choices=RIVALS)
     parser.add_argument("--environments", type=Path, default=Path("runs/environments"))
+    parser.add_argument("--rounds", type=int, default=Sizes().rounds)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peak", choices=("ours", "generate"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    sizes = QUICK if args.quick else Sizes()
+    sizes = QUICK if args.quick else Sizes(rounds=args.rounds)
     rows = []
     for folder in args.folders:
         path, _, dtype = folder.partition(":")
