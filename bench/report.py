@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.document import write_section
 from bench.plots import plot_op
 
 COLUMNS = [
@@ -42,9 +43,7 @@ def write(out: Path, op: str, rows: list[Row]) -> None:
         writer.writerows(every)
     mine = [r for r in every if r["op"] == op]
     plot_op(mine, folder / f"{op}.png")
-    document = out / "benchmarks.md"
-    text = document.read_text(encoding="utf-8") if document.exists() else f"{BEGIN}\n{END}\n"
-    document.write_text(with_section(text, markdown(every)), encoding="utf-8")
+    write_section(out / "benchmarks.md", BEGIN, END, markdown(every))
     show(mine)
 
 
@@ -54,15 +53,6 @@ def read(file: Path) -> list[Row]:
         return []
     with file.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def with_section(text: str, section: str) -> str:
-    """`text` with what stands between the markers replaced; ValueError when they are not there."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document lacks a marker: {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{section}\n{END}{after}"
 
 
 def markdown(rows: list[Row]) -> str:

@@ -15,13 +15,13 @@ interleaved on an idle machine:
 - a decode step of 64 rows against its floor: weights and cached keys and values read once, or the
   products at the rate of a large one, whichever takes longer.
 
-Figures go to OUT/bench/rollout.csv, OUT is docs, or runs/bench with --quick.
+Figures go to OUT/bench/rollout.csv and, between its markers, OUT/benchmarks.md; OUT is docs, or
+runs/bench with --quick.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from bench import machine, memory
+from bench import machine, memory, rollout_report
 from bench.memory import status
 from bench.process import Process, environment_python
 from bench.rollout_parts import (
@@ -146,12 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, value in part(subject).items():
                 print(f"  {name:55} {value:10.4g}", flush=True)
                 rows.append({"figure": name, "value": f"{value:.4g}"} | about)
-    folder = (args.out or Path("runs/bench" if args.quick else "docs")) / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "rollout.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    rollout_report.write(args.out or Path("runs/bench" if args.quick else "docs"), rows)
 
 
 if __name__ == "__main__":

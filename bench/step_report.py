@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bench.document import write_section
+
 COLUMNS = [
     *("part", "model", "case", "contender", "dtype", "micro_batch", "seconds", "peak_mib"),
     *("share_of_gemm", "tokens", "share", "calls"),
@@ -28,13 +30,7 @@ def write(out: Path, rows: list[Row]) -> None:
         writer.writeheader()
         writer.writerows(shown)
     plot_lengths([row for row in rows if row["part"] == "lengths"], folder / "step_lengths.png")
-    document = out / "benchmarks.md"
-    text = document.read_text(encoding="utf-8") if document.exists() else f"{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{document} lacks a marker: {BEGIN!r} and {END!r}")
-    document.write_text(f"{before}{BEGIN}\n\n{markdown(rows)}\n{END}{after}", encoding="utf-8")
+    write_section(out / "benchmarks.md", BEGIN, END, markdown(rows))
 
 
 def markdown(rows: list[Row]) -> str:
