@@ -1,7 +1,7 @@
 # `make train` and `make test` do everything on a fresh machine; the first one sets up .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: train results test test-faults test-gpu lint format build bench pretrain golden clean help
+.PHONY: train results test test-native test-faults test-gpu lint format build bench pretrain golden clean help
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 LIBRARY := kernels/cpp_impl/liblcpo_kernels.so
@@ -18,6 +18,9 @@ results: .venv/.installed ## train and judge the paper's claims in miniature: do
 
 test: .venv/.installed ## run all tests
 	$(PY) -m pytest $(ARGS)
+
+test-native: .venv/.installed ## build the C++ kernels under ASan and UBSan and run their own tests
+	$(PY) -m pytest tests/kernels/test_csrc.py $(ARGS)
 
 test-faults: .venv/.installed ## kill real runs at random moments and compare how they end; KILLS=500
 	LCPO_KILLS=$(or $(KILLS),50) $(PY) -m pytest -m slow tests/fault $(ARGS)
