@@ -61,12 +61,17 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     sync_path(path.parent)
 
 
+def parse_json(text: str | bytes, **settings: Any) -> Any:
+    """json.loads, but ValueError for brackets nested too deep, too."""
+    try:
+        return json.loads(text, **settings)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file; ValueError if it is not JSON (NaN and infinities included), OSError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except RecursionError as error:  # 1,000 brackets
-        raise ValueError(str(error)) from error
+    return parse_json(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

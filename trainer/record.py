@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError
-from trainer.files import sync_path
+from trainer.files import parse_json, sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -154,8 +154,8 @@ def iter_rows(path: Path, key: str = "step", kind: type = int) -> Iterator[dict[
 def parse_row(line: bytes, where: str, key: str = "step", kind: type = int) -> dict[str, Any]:
     """One line as a row whose `key` is a `kind`; ValueError starting with `where` if it is none."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or 1,000 brackets
+        row = parse_json(line)
+    except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"{where}: not a JSON row ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get(key), kind):
         raise ValueError(f'{where}: not a row with a "{key}"')

@@ -6,6 +6,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 PATH = Path(__file__).with_name("liblcpo_kernels.so")
 ABI_VERSION = 4  # of csrc/api.h; raise both when a signature changes
@@ -20,13 +21,13 @@ BOOL, I32, I64, F32, F64, PTR = (
 )
 
 
-def bind(name: str, *arguments: type) -> Callable[..., None]:
+def bind(name: str, *arguments: type, returns: type | None = None) -> Callable[..., Any]:
     """The C function `name`, looked up at its first call; each op's file declares its own."""
 
     @functools.cache
-    def function() -> Callable[..., None]:
+    def function() -> Callable[..., Any]:
         found = getattr(library(), name)
-        found.argtypes, found.restype = arguments, None
+        found.argtypes, found.restype = arguments, returns
         return found
 
     return lambda *values: function()(*values)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.cpp_impl.loading import BOOL, F32, F64, I32, I64, PTR, bind, library
+from kernels.cpp_impl.loading import BOOL, F32, F64, I32, I64, PTR, bind
 
 
 class _Linear(ctypes.Structure):
@@ -81,20 +80,18 @@ class _Draw(ctypes.Structure):
 
 # weight, is_bf16, outputs, inputs; packed; threads
 _pack = bind("lcpo_pack", PTR, BOOL, I64, I64, PTR, I32)
+_packed_bytes = bind("lcpo_packed_bytes", BOOL, I64, I64, returns=I64)
 _prefill = bind("lcpo_prefill", ctypes.POINTER(_Model), ctypes.POINTER(_Prompts), I32)
+_prefill_workspace = bind("lcpo_prefill_workspace", ctypes.POINTER(_Model), I64, returns=I64)
+# The first row that is out of range, or -1.
+_decode_step = bind(
+    "lcpo_decode_step", *map(ctypes.POINTER, (_Model, _Rows, _Draw)), I32, returns=I64
+)
+_decode_workspace = bind("lcpo_decode_workspace", ctypes.POINTER(_Model), I64, returns=I64)
 
 
-@functools.cache
-def _counting(name: str, *arguments: type) -> Any:
-    """A function that returns a number."""
-    found = getattr(library(), name)
-    found.argtypes, found.restype = arguments, I64
-    return found
-
-
-def _workspace(name: str, model: _Model, rows: int) -> Tensor:
-    size = _counting(name, ctypes.POINTER(_Model), I64)(model, rows)
-    return torch.empty(size, dtype=torch.uint8)
+def _room(size: Callable[[_Model, int], int], model: _Model, rows: int) -> Tensor:
+    return torch.empty(size(model, rows), dtype=torch.uint8)
 
 
 class PackedDecoder:
@@ -119,7 +116,7 @@ class PackedDecoder:
             weights.scale,
             embedding.dtype == torch.bfloat16,
         )
-        self._room = _workspace("lcpo_decode_workspace", self._model, rows)
+        self._room = _room(_decode_workspace, self._model, rows)
 
     def decode(
         self,
@@ -149,9 +146,8 @@ class PackedDecoder:
             top_p,
             temperature,
         )
-        records = (ctypes.POINTER(x) for x in (_Model, _Rows, _Draw))
-        run = _counting("lcpo_decode_step", *records, I32)
-        return drawn, logprob, run(self._model, where, draw, torch.get_num_threads())
+        bad = _decode_step(self._model, where, draw, torch.get_num_threads())
+        return drawn, logprob, bad
 
     def prefill(
         self,
@@ -165,7 +161,7 @@ class PackedDecoder:
         last: Tensor,
     ) -> Tensor:
         """Hidden states of `last`, all inputs dense."""
-        room = _workspace("lcpo_prefill_workspace", self._model, len(tokens))
+        room = _room(_prefill_workspace, self._model, len(tokens))
         hidden = torch.empty(len(last), self._model.hidden, dtype=caches[0].dtype)
         prompts = _Prompts(
             _tokens(tokens, angles, caches, room),
@@ -189,8 +185,7 @@ class PackedDecoder:
         weight = weight.contiguous()
         outputs, inputs = weight.shape
         is_bf16 = weight.dtype == torch.bfloat16
-        size = _counting("lcpo_packed_bytes", BOOL, I64, I64)
-        packed = torch.empty(size(is_bf16, outputs, inputs), dtype=torch.uint8)
+        packed = torch.empty(_packed_bytes(is_bf16, outputs, inputs), dtype=torch.uint8)
         _pack(
             weight.data_ptr(),
             is_bf16,

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from kernels.cpp_impl.loading import BOOL, I32, I64, PTR, bind, library
+from kernels.cpp_impl.loading import BOOL, I32, I64, PTR, bind
 
 _product = bind(
     "lcpo_product",
@@ -15,14 +15,13 @@ _product = bind(
     *(I64, I64, I64),  # m, n, k
     *(PTR, I64, BOOL, I32),  # c, its stride, whether to add; threads
 )
+_has_product = bind("lcpo_has_product", returns=BOOL)
 
 
 @functools.cache
 def supported() -> bool:
     """Whether this processor multiplies bfloat16 (AVX-512 BF16)."""
-    has_product = library().lcpo_has_product
-    has_product.restype = BOOL
-    return has_product()
+    return _has_product()
 
 
 def fits(dtype: torch.dtype) -> bool:

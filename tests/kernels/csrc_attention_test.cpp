@@ -5,24 +5,15 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <vector>
 
 #include "api.h"
 #include "bf16.h"
+#include "csrc_check.h"
 #include "gemm.h"
 
 namespace {
-
-int failures = 0;
-
-void check(bool ok, const char* what) {
-  if (!ok) {
-    std::printf("FAILED: %s\n", what);
-    ++failures;
-  }
-}
 
 std::vector<float> noise(int64_t size, float phase) {
   std::vector<float> x(size);
@@ -190,6 +181,5 @@ int main(int argc, char** argv) {
     for (const bool sharing : {false, true}) test_attention(heads, kv_heads, size, threads, sharing);
     test_decode(heads, kv_heads, size, threads);
   }
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return report();
 }

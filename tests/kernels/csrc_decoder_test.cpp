@@ -2,7 +2,6 @@
 // sanitizers. Usage: csrc_decoder_test THREADS
 
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <list>
 #include <type_traits>
@@ -10,17 +9,9 @@
 
 #include "api.h"
 #include "bf16.h"
+#include "csrc_check.h"
 
 namespace {
-
-int failures = 0;
-
-void check(bool ok, const char* what) {
-  if (!ok) {
-    std::printf("FAILED: %s\n", what);
-    ++failures;
-  }
-}
 
 constexpr int64_t HIDDEN = 20, HEADS = 4, KV_HEADS = 2, SIZE = 6, INNER = 70, PAGE = 3, PAGES = 9;
 
@@ -144,6 +135,5 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   test_decoder<float>(threads);
   if (lcpo_has_product()) test_decoder<lcpo::bf16>(threads);
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return report();
 }

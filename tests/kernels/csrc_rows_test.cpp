@@ -4,23 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <vector>
 
 #include "api.h"
 #include "bf16.h"
+#include "csrc_check.h"
 
 namespace {
-
-int failures = 0;
-
-void check(bool ok, const char* what) {
-  if (!ok) {
-    std::printf("FAILED: %s\n", what);
-    ++failures;
-  }
-}
 
 // float32 or bf16 values with what they stand for.
 struct Data {
@@ -181,6 +172,5 @@ int main(int argc, char** argv) {
   test_swiglu(threads);
   test_policy_loss(threads);
   test_lcpo_advantage();
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return report();
 }

@@ -2,26 +2,17 @@
 // Usage: csrc_test THREADS
 
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <vector>
 
 #include "api.h"
 #include "bf16.h"
+#include "csrc_check.h"
 #include "philox.h"
 #include "simd.h"
 
 namespace {
-
-int failures = 0;
-
-void check(bool ok, const char* what) {
-  if (!ok) {
-    std::printf("FAILED: %s\n", what);
-    ++failures;
-  }
-}
 
 // The first two vectors of Random123's kat_vectors that fit the counter layout (c2 = c3 = 0).
 void test_philox() {
@@ -157,6 +148,5 @@ int main(int argc, char** argv) {
   test_rows(threads);
   test_product(threads);
   test_count_lengths();
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return report();
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from trainer.files import parse_json
 from trainer.grading import MAX_ANSWER_CHARS
 from trainer.types import Problem
 
@@ -168,11 +169,11 @@ def _json_rows(path: Path, content: bytes) -> Iterator[Row]:
 def _parse_json(text: str, path: Path, line: int) -> object:
     """`text`, which starts at `line` of `path`, as Python objects."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         where = f"{path}:{line + error.lineno - 1}"
         raise ValueError(f"{where}: not JSON: {error.msg}, column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # an integer of > 4,300 digits, 1,000 brackets
+    except ValueError as error:  # an integer of > 4,300 digits, 1,000 brackets
         raise ValueError(f"{path}:{line}: not usable JSON: {error}") from error
 
 
