@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from trainer.json_text import parse_json
+
 _CHUNK = 1 << 20  # bytes read at a time while hashing
 
 
@@ -59,14 +61,6 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync_path(path.parent)
-
-
-def parse_json(text: str | bytes, **settings: Any) -> Any:
-    """json.loads, but ValueError for brackets nested too deep, too."""
-    try:
-        return json.loads(text, **settings)
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
 
 
 def read_json(path: Path) -> Any:

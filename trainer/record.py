@@ -14,7 +14,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError
-from trainer.files import parse_json, sync_path
+from trainer.files import sync_path
+from trainer.json_text import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from trainer.files import parse_json
 from trainer.grading import MAX_ANSWER_CHARS
+from trainer.json_text import parse_json
 from trainer.types import Problem
 
 KINDS = ("math", "choice")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.files import parse_json
+from trainer.json_text import parse_json
 
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
