@@ -8,7 +8,9 @@
 #include <memory>
 
 #include "api.h"
+#include "amx.h"
 #include "dot_tile.h"
+#include "product.h"
 #include "simd.h"
 
 #ifdef LCPO_BF16_DOT
@@ -98,6 +100,40 @@ void dot_tile(const DotTile& tile, int64_t height) {
   }
 }
 
+void product_dot(const Product& p, int32_t threads) {
+  const int64_t pairs = (p.k + 1) / 2;
+  const int64_t a_panels = (p.m + HEIGHT - 1) / HEIGHT, b_panels = (p.n + WIDTH - 1) / WIDTH;
+  const std::unique_ptr<uint32_t[]> left(new uint32_t[a_panels * pairs * HEIGHT]);
+  const std::unique_ptr<uint32_t[]> right(new uint32_t[b_panels * pairs * WIDTH]);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t j = 0; j < b_panels; ++j) {
+      pack_columns<WIDTH>(p.b + j * WIDTH, p.k, p.b_stride, std::min(WIDTH, p.n - j * WIDTH),
+                          &right[j * pairs * WIDTH]);
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < a_panels; ++i) {
+      const int64_t at = i * HEIGHT, size = std::min(HEIGHT, p.m - at);
+      uint32_t* out = &left[i * pairs * HEIGHT];
+      if (p.a_is_transposed) {
+        pack_columns<HEIGHT>(p.a + at, p.k, p.a_stride, size, out);
+      } else {
+        pack_rows(p.a + at * p.a_stride, p.k, p.a_stride, size, out);
+      }
+    }
+    // A panel of b stays in the second-level cache while a thread's part of a goes by.
+    for (int64_t j = 0; j < b_panels; ++j) {
+#pragma omp for schedule(static) nowait
+      for (int64_t i = 0; i < a_panels; ++i) {
+        dot_tile({&left[i * pairs * HEIGHT], 1, HEIGHT, &right[j * pairs * WIDTH], pairs,
+                  p.c + i * HEIGHT * p.c_stride + j * WIDTH, p.c_stride, p.n - j * WIDTH, p.add},
+                 std::min(HEIGHT, p.m - i * HEIGHT));
+      }
+    }
+  }
+}
+
 }  // namespace lcpo
 #endif
 
@@ -113,38 +149,8 @@ LCPO_API void lcpo_product(const uint16_t* a, bool a_is_transposed, int64_t a_st
                            const uint16_t* b, int64_t b_stride, int64_t m, int64_t n, int64_t k,
                            float* c, int64_t c_stride, bool add, int32_t threads) {
 #ifdef LCPO_BF16_DOT
-  using namespace lcpo;
-  const int64_t pairs = (k + 1) / 2;
-  const int64_t a_panels = (m + HEIGHT - 1) / HEIGHT, b_panels = (n + WIDTH - 1) / WIDTH;
-  const std::unique_ptr<uint32_t[]> left(new uint32_t[a_panels * pairs * HEIGHT]);
-  const std::unique_ptr<uint32_t[]> right(new uint32_t[b_panels * pairs * WIDTH]);
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t j = 0; j < b_panels; ++j) {
-      pack_columns<WIDTH>(b + j * WIDTH, k, b_stride, std::min(WIDTH, n - j * WIDTH),
-                          &right[j * pairs * WIDTH]);
-    }
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < a_panels; ++i) {
-      const int64_t at = i * HEIGHT, size = std::min(HEIGHT, m - at);
-      uint32_t* out = &left[i * pairs * HEIGHT];
-      if (a_is_transposed) {
-        pack_columns<HEIGHT>(a + at, k, a_stride, size, out);
-      } else {
-        pack_rows(a + at * a_stride, k, a_stride, size, out);
-      }
-    }
-    // A panel of b stays in the second-level cache while a thread's part of a goes by.
-    for (int64_t j = 0; j < b_panels; ++j) {
-#pragma omp for schedule(static) nowait
-      for (int64_t i = 0; i < a_panels; ++i) {
-        dot_tile({&left[i * pairs * HEIGHT], 1, HEIGHT, &right[j * pairs * WIDTH], pairs,
-                  c + i * HEIGHT * c_stride + j * WIDTH, c_stride, n - j * WIDTH, add},
-                 std::min(HEIGHT, m - i * HEIGHT));
-      }
-    }
-  }
+  const auto run = lcpo::has_amx() ? lcpo::product_amx : lcpo::product_dot;
+  run({a, a_is_transposed, a_stride, b, b_stride, m, n, k, c, c_stride, add}, threads);
 #else
   (void)a, (void)a_is_transposed, (void)a_stride, (void)b, (void)b_stride, (void)m, (void)n;
   (void)k, (void)c, (void)c_stride, (void)add, (void)threads;
