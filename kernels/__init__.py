@@ -19,6 +19,7 @@ from kernels.ops.packed_decoder import (
 )
 from kernels.ops.paged_decode_attention import paged_decode_attention
 from kernels.ops.policy_loss import PolicyStats, policy_loss
+from kernels.ops.product import product
 from kernels.ops.rms_norm import rms_norm
 from kernels.ops.rope import rope
 from kernels.ops.sample_tokens import Sampled, sample_tokens
@@ -45,6 +46,7 @@ __all__ = [
     "override",
     "paged_decode_attention",
     "policy_loss",
+    "product",
     "rms_norm",
     "rope",
     "sample_tokens",

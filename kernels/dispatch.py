@@ -68,15 +68,15 @@ def _triton(path: str) -> Callable:
     return run
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
-    """torch's product, but for bfloat16 with a float32 result on processors that have it."""
+def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
+    """torch's, but for bfloat16 with a float32 result on processors that have it."""
     ours = a.dtype == torch.bfloat16 and out.dtype == torch.float32 and b.stride(1) == 1
     run = cpp_product.product if ours and cpp_product.supported() else linear_logprob.product
     run(a, b, out, add=add)
 
 
 IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
-    # Products are torch's, but for what it lacks (_product); C++ and Triton pass over the rows.
+    # Products are torch's, but for what it lacks (product); C++ and Triton pass over the rows.
     "linear_logprob": {
         "torch": linear_logprob.forward,
         "cpp": partial(linear_logprob.forward, rows_kernel=cpp_logprob_rows.logprob_rows),
@@ -87,7 +87,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "cpp": partial(
             linear_logprob.backward,
             rows_kernel=cpp_logprob_rows.logprob_rows_backward,
-            product=_product,
+            product=product,
         ),
         "triton": partial(
             linear_logprob.backward, rows_kernel=_triton("logprob_rows.logprob_rows_backward")
@@ -100,7 +100,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             rows_kernel=cpp_logprob_rows.logprob_rows,
             rows_backward=cpp_logprob_rows.logprob_rows_backward,
             loss_kernel=cpp_policy_loss.policy_loss,
-            product=_product,
+            product=product,
         ),
         "triton": partial(
             linear_policy_loss.linear_policy_loss,

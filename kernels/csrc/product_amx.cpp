@@ -112,13 +112,24 @@ __attribute__((target("avx512f"))) void put(const float* sum, int64_t rows, int6
   }
 }
 
+// Memory of this thread, kept: fetching and clearing fresh pages would take longer than the product.
+uint32_t* room(int64_t size) {
+  thread_local std::unique_ptr<uint32_t[]> memory;
+  thread_local int64_t there = 0;
+  if (size > there) {
+    memory.reset();
+    memory.reset(new uint32_t[size]);
+    there = size;
+  }
+  return memory.get();
+}
+
 }  // namespace
 
 void product_amx(const Product& p, int32_t threads) {
   const int64_t depth = tiles_of(p.k, DEPTH), size = depth * TILE;
   const int64_t rows = tiles_of(p.m, BLOCK), columns = tiles_of(p.n, BLOCK);
-  const std::unique_ptr<uint32_t[]> left(new uint32_t[2 * rows * size]);
-  const std::unique_ptr<uint32_t[]> right(new uint32_t[2 * columns * size]);
+  uint32_t *const left = room(2 * (rows + columns) * size), *const right = left + 2 * rows * size;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)

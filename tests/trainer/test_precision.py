@@ -63,6 +63,26 @@ def test_gradients_of_micro_batches_are_summed_in_float32():
             torch.testing.assert_close(parameter.grad, 601 * once[name], rtol=1e-4, atol=0)
 
 
+def test_gradients_of_linear_layers_are_not_rounded():
+    """The product's float32 sums reach the master; the copy itself is left without a gradient."""
+    master = tiny_decoder()
+    copy = working_copy(master, torch.bfloat16)
+    layer, of_master = copy.model.layers[0].mlp.down_proj, master.model.layers[0].mlp.down_proj
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight.normal_(generator=generator)
+    x = torch.randn(50, layer.in_features, generator=generator).bfloat16().requires_grad_()
+    grad = torch.randn(50, layer.out_features, generator=generator).bfloat16()
+    layer(x).backward(grad)
+    wanted = grad.double().t() @ x.detach().double()
+    torch.testing.assert_close(of_master.weight.grad.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(of_master.weight.grad, of_master.weight.grad.bfloat16().float())
+    assert torch.equal(x.grad, grad @ layer.weight)
+    layer(x).backward(grad)
+    torch.testing.assert_close(of_master.weight.grad.double(), 2 * wanted, rtol=1e-5, atol=1e-5)
+    assert layer.weight.grad is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frequent_token_gets_all_of_its_gradient(dtype):
     table = Embedding(4, 3, dtype=dtype)

@@ -121,12 +121,13 @@ def logprobs(trainer: Trainer, batch: PackedBatch) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("normaliser", ["token_mean", "seq_mean", "constant"])
 def test_t12_the_gradient_does_not_depend_on_micro_batches_or_order(one_update, normaliser):
     change(one_update, "algorithm", normaliser=normaliser)
+    # Sums in another order: below 1e-6 with one vendor's products, 1.2e-6 with another's.
     rollouts = draw(one_update)
     whole = gradients_in(one_update, rollouts, 1)
     for count in (2, 5):
-        assert distance(whole, gradients_in(one_update, rollouts, count)) < 1e-6
+        assert distance(whole, gradients_in(one_update, rollouts, count)) < 2e-6
         random.Random(count).shuffle(rollouts)
-        assert distance(whole, gradients_in(one_update, rollouts, count)) < 1e-6
+        assert distance(whole, gradients_in(one_update, rollouts, count)) < 2e-6
 
 
 def test_the_mean_of_each_micro_batch_depends_on_the_packing(one_update):
@@ -154,7 +155,7 @@ def test_a_prompt_that_stands_once_changes_no_gradient(one_update):
     assert found[False][0] - found[True][0] == copies > 0
     torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-6, atol=1e-6)
     for shared in found[True][2:]:
-        assert distance(found[False][2], shared) < 1e-6
+        assert distance(found[False][2], shared) < 2e-6
 
 
 # What is in the loss

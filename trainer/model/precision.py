@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from kernels import product
 from trainer.model.decoder import Decoder
 
 
@@ -22,13 +24,19 @@ def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
     """The model that computes for `master`, in `dtype`: `master` itself where that is its own.
 
     Whenever a backward pass has made a gradient of the copy, it moves to the master's `grad`, in
-    float32: micro-batches are summed there, and the copy holds no gradients. Its weights are set by
-    the optimizer (optim.py), which is given both.
+    float32: micro-batches are summed there, and the copy holds no gradients. On the CPU those of
+    linear layers are made there and never rounded. The copy's weights are set by the optimizer
+    (optim.py), which is given both.
     """
     if master.head_weight.dtype == dtype:
         return master
     copy = empty_copy(master, dtype)
     send_gradients(copy, master)
+    if master.head_weight.device.type == "cpu":
+        for layer, of_master in zip(copy.modules(), master.modules(), strict=True):
+            if isinstance(layer, nn.Linear) and layer.weight is not copy.head_weight:
+                layer.__class__ = WorkingLinear
+                layer.sum = _Sum(of_master.weight)
     return copy
 
 
@@ -41,16 +49,64 @@ def empty_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
 def send_gradients(copy: Decoder, master: Decoder) -> None:
     """Makes each gradient of `copy` move to the master's, as working_copy says."""
     for working, parameter in zip(copy.parameters(), master.parameters(), strict=True):
-        working.register_post_accumulate_grad_hook(partial(_add_to, parameter, []))
+        working.register_post_accumulate_grad_hook(_Sum(parameter).take)
 
 
-def _add_to(parameter: Tensor, kept: list[Tensor], working: Tensor) -> None:
-    gradient, working.grad = working.grad, None
-    if parameter.grad is not None:
-        parameter.grad.add_(gradient)
-    elif kept:
-        parameter.grad = kept[0].copy_(gradient)
-    else:
-        parameter.grad = gradient.to(parameter.dtype)
-        if parameter.device.type == "cpu":  # whose allocator would fetch fresh pages at each step
-            kept.append(parameter.grad)
+class _Sum:
+    """The gradient of a master parameter, added up over micro-batches."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self._parameter = parameter
+        self._kept: Tensor | None = None  # by the CPU, which would fetch fresh pages at each step
+
+    def take(self, working: Tensor) -> None:
+        """Adds the gradient of `working`, which loses it, if it has one."""
+        gradient, working.grad = working.grad, None
+        if gradient is None:
+            return
+        if self._begins():
+            self._parameter.grad.copy_(gradient)
+        else:
+            self._parameter.grad.add_(gradient)
+
+    def add_product(self, a: Tensor, b: Tensor) -> None:
+        """Adds a · b."""
+        begins = self._begins()
+        product(a, b, self._parameter.grad, add=not begins)
+
+    def _begins(self) -> bool:
+        """Whether there is no gradient yet; it then has memory, with anything in it."""
+        if self._parameter.grad is not None:
+            return False
+        room = torch.empty_like(self._parameter) if self._kept is None else self._kept
+        self._parameter.grad = room
+        if room.device.type == "cpu":
+            self._kept = room
+        return True
+
+
+class WorkingLinear(nn.Linear):
+    """nn.Linear whose weight's gradient is added to the master's, `sum`, in the backward pass."""
+
+    sum: _Sum
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, out]."""
+        if not torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        return _Linear.apply(x, self.weight, self.bias, self.sum)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, total: _Sum) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias, ctx.sum = bias is not None, total
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        ctx.sum.add_product(grad.t(), x)
+        return grad @ weight, None, grad.sum(0) if ctx.has_bias else None, None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import kernels
 from trainer.model import Decoder
 from trainer.model.decoder import Layer, RMSNorm
+from trainer.model.precision import WorkingLinear
 
 
 def can_fuse(model: Decoder) -> bool:
@@ -23,7 +24,7 @@ def can_fuse(model: Decoder) -> bool:
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return False
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        if isinstance(module, nn.Linear) and type(module) not in (nn.Linear, WorkingLinear):
             return False
     return kernels.can_pack(weights(model))
 
