@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 import time
@@ -108,6 +109,7 @@ def loss_of(model: Decoder, batch: PackedBatch) -> torch.Tensor:
 
 def main() -> None:
     """A step for each line of the standard input; at its end the peak of memory."""
+    importlib.import_module("torch._dynamo")  # with the first optimizer; TRL imports it at once
     before = status("VmRSS")
     trainer = make_trainer(json.loads(sys.argv[1]))
     print(json.dumps({"ready": 1}), flush=True)
