@@ -83,6 +83,17 @@ def test_gradients_of_linear_layers_are_not_rounded():
     assert layer.weight.grad is None
 
 
+def test_gradients_of_the_embedding_are_not_rounded():
+    master = tiny_decoder()
+    table = working_copy(master, torch.bfloat16).model.embed_tokens
+    ids = torch.tensor([2] * 600 + [1])
+    for _ in range(2):
+        table(ids).backward(torch.full((601, table.embedding_dim), 1.0078125).bfloat16())
+    found = master.model.embed_tokens.weight.grad[:, 0]
+    assert found[:3].tolist() == [0.0, 2 * 1.0078125, 1200 * 1.0078125]
+    assert table.weight.grad is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frequent_token_gets_all_of_its_gradient(dtype):
     table = Embedding(4, 3, dtype=dtype)

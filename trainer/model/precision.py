@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kernels import product
 from trainer.model.decoder import Decoder
+from trainer.model.embedding import Embedding
 
 
 def has_bfloat16(device: str) -> bool:
@@ -25,18 +26,18 @@ def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
 
     Whenever a backward pass has made a gradient of the copy, it moves to the master's `grad`, in
     float32: micro-batches are summed there, and the copy holds no gradients. On the CPU those of
-    linear layers are made there and never rounded. The copy's weights are set by the optimizer
-    (optim.py), which is given both.
+    linear layers and of the embedding are made there and never rounded. The copy's weights are set
+    by the optimizer (optim.py), which is given both.
     """
     if master.head_weight.dtype == dtype:
         return master
     copy = empty_copy(master, dtype)
-    send_gradients(copy, master)
+    sums = send_gradients(copy, master)
     if master.head_weight.device.type == "cpu":
-        for layer, of_master in zip(copy.modules(), master.modules(), strict=True):
-            if isinstance(layer, nn.Linear) and layer.weight is not copy.head_weight:
-                layer.__class__ = WorkingLinear
-                layer.sum = _Sum(of_master.weight)
+        for name, layer in copy.named_modules():
+            kind = {nn.Linear: WorkingLinear, Embedding: WorkingEmbedding}.get(type(layer))
+            if kind is not None:
+                layer.__class__, layer.sum = kind, sums[name + ".weight"]
     return copy
 
 
@@ -46,13 +47,15 @@ def empty_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
     return empty.to_empty(device=master.head_weight.device)
 
 
-def send_gradients(copy: Decoder, master: Decoder) -> None:
-    """Makes each gradient of `copy` move to the master's, as working_copy says."""
-    for working, parameter in zip(copy.parameters(), master.parameters(), strict=True):
-        working.register_post_accumulate_grad_hook(_Sum(parameter).take)
+def send_gradients(copy: Decoder, master: Decoder) -> dict[str, Sum]:
+    """Makes each gradient of `copy` move to the master's, as working_copy says; by name."""
+    sums = {name: Sum(parameter) for name, parameter in master.named_parameters()}
+    for name, working in copy.named_parameters():
+        working.register_post_accumulate_grad_hook(sums[name].take)
+    return sums
 
 
-class _Sum:
+class Sum:
     """The gradient of a master parameter, added up over micro-batches."""
 
     def __init__(self, parameter: Tensor) -> None:
@@ -74,6 +77,12 @@ class _Sum:
         begins = self._begins()
         product(a, b, self._parameter.grad, add=not begins)
 
+    def add_rows(self, ids: Tensor, rows: Tensor) -> None:
+        """Adds rows [T, H] to those of ids int64 [T]."""
+        if self._begins():
+            self._parameter.grad.zero_()
+        self._parameter.grad.index_add_(0, ids, rows.to(self._parameter.dtype))
+
     def _begins(self) -> bool:
         """Whether there is no gradient yet; it then has memory, with anything in it."""
         if self._parameter.grad is not None:
@@ -88,7 +97,7 @@ class _Sum:
 class WorkingLinear(nn.Linear):
     """nn.Linear whose weight's gradient is added to the master's, `sum`, in the backward pass."""
 
-    sum: _Sum
+    sum: Sum
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
@@ -99,7 +108,7 @@ class WorkingLinear(nn.Linear):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, total: _Sum) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, total: Sum) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias, ctx.sum = bias is not None, total
         return F.linear(x, weight, bias)
@@ -110,3 +119,26 @@ class _Linear(torch.autograd.Function):
         grad = grad.contiguous()
         ctx.sum.add_product(grad.t(), x)
         return grad @ weight, None, grad.sum(0) if ctx.has_bias else None, None
+
+
+class WorkingEmbedding(Embedding):
+    """Embedding of which the same holds; only the rows of its tokens are touched."""
+
+    sum: Sum
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows [T, H] of ids int64 [T]."""
+        return _Rows.apply(self.weight, ids, self.sum)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, total: Sum) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.sum = total
+        return weight[ids]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        ctx.sum.add_rows(*ctx.saved_tensors, grad)
+        return None, None, None
