@@ -85,6 +85,8 @@ class RewardSettings:
 
 @dataclass(frozen=True)
 class RolloutSettings:
+    engine: Literal["own", "vllm"]
+    """vllm: trainer/rollout/vllm.py, for those who have it; it holds the weights a second time."""
     prompts: PosInt
     """Prompts a step."""
     samples: PosInt
@@ -278,6 +280,10 @@ def _cross_check(config: Config) -> None:
         (
             algorithm.old_logprob == "rollout" and not rollout.batch_invariant,
             "algorithm.old_logprob: rollout needs rollout.batch_invariant=true, for a ratio of 1",
+        ),
+        (
+            rollout.engine == "vllm" and (rollout.batch_invariant or rollout.cuda_graphs),
+            "rollout.engine: vllm has no rollout.batch_invariant and no rollout.cuda_graphs",
         ),
         (
             config.train.micro_batch_tokens < longest,

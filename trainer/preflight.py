@@ -28,7 +28,7 @@ from trainer.memory import free_bytes, recomputed_layers
 from trainer.model import Decoder, empty_copy, has_bfloat16, load_model, working_copy
 from trainer.model.invariant import make_batch_invariant
 from trainer.optim import Optimizer
-from trainer.rollout import RolloutEngine
+from trainer.rollout.build import build_engine
 from trainer.shards import divide, is_divided
 from trainer.step import Trainer
 from trainer.types import Problem
@@ -197,16 +197,7 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
     stream = PromptStream(
         train, tokenizer, config.budget, config.seed, config.data.max_prompt_tokens
     )
-    engine = RolloutEngine(
-        working,
-        eos_id=tokenizer.eos_token_id,
-        vocab_size=len(tokenizer),
-        batch_size=config.rollout.batch_size,
-        page_size=config.rollout.page_size,
-        pages=config.rollout.pages,
-        batch_invariant=config.rollout.batch_invariant,
-        cuda_graphs=config.rollout.cuda_graphs,
-    )
+    engine = build_engine(config, working, folder, tokenizer)
     optimizer = Optimizer(model, config.optim, working, world)
     trainer = Trainer(
         config,

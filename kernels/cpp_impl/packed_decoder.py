@@ -78,9 +78,9 @@ class _Draw(ctypes.Structure):
     )
 
 
-# weight, is_bf16, outputs, inputs; packed; threads
-_pack = bind("lcpo_pack", PTR, BOOL, I64, I64, PTR, I32)
-_packed_bytes = bind("lcpo_packed_bytes", BOOL, I64, I64, returns=I64)
+# weight, outputs, inputs; packed; threads
+_pack = bind("lcpo_pack", PTR, I64, I64, PTR, I32)
+_packed_bytes = bind("lcpo_packed_bytes", I64, I64, returns=I64)
 _prefill = bind("lcpo_prefill", ctypes.POINTER(_Model), ctypes.POINTER(_Prompts), I32)
 _prefill_workspace = bind("lcpo_prefill_workspace", ctypes.POINTER(_Model), I64, returns=I64)
 # The first row that is out of range, or -1.
@@ -184,16 +184,10 @@ class PackedDecoder:
         weight, bias = layer
         weight = weight.contiguous()
         outputs, inputs = weight.shape
-        is_bf16 = weight.dtype == torch.bfloat16
-        packed = torch.empty(_packed_bytes(is_bf16, outputs, inputs), dtype=torch.uint8)
-        _pack(
-            weight.data_ptr(),
-            is_bf16,
-            outputs,
-            inputs,
-            packed.data_ptr(),
-            torch.get_num_threads(),
-        )
+        if weight.dtype == torch.bfloat16:  # read as it lies
+            return _Linear(self._keep(weight), self._keep(bias), outputs, inputs)
+        packed = torch.empty(_packed_bytes(outputs, inputs), dtype=torch.uint8)
+        _pack(weight.data_ptr(), outputs, inputs, packed.data_ptr(), torch.get_num_threads())
         return _Linear(self._keep(packed), self._keep(bias), outputs, inputs)
 
     def _keep(self, x: Tensor | None) -> int | None:

@@ -24,21 +24,17 @@ bool ask_for_amx() {
 #endif
 }
 
-struct alignas(64) Config {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};  // of tiles 0-7
-  uint8_t rows[16] = {};
-
-  constexpr Config() {
-    for (int tile = 0; tile < 8; ++tile) {
-      row_bytes[tile] = TILE_LINE;
-      rows[tile] = SIDE;
-    }
-  }
+struct Config {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
 };
+// Static: GCC 12's intrinsic says that it reads the first bytes only, and others would not be there.
+constexpr Config EIGHT_FULL_TILES{
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE}};
 
-// In memory that is never written: GCC 12 tells the optimizer of its first 8 bytes only.
-const Config FULL;
+LCPO_AMX void configure() { _tile_loadconfig(&EIGHT_FULL_TILES); }
+LCPO_AMX void release() { _tile_release(); }
 
 }  // namespace
 
@@ -47,9 +43,8 @@ bool has_amx() {
   return found;
 }
 
-Amx::Amx() { _tile_loadconfig(&FULL); }
-
-Amx::~Amx() { _tile_release(); }
+Amx::Amx() { configure(); }
+Amx::~Amx() { release(); }
 
 }  // namespace lcpo
 #endif

@@ -4,10 +4,9 @@
 
 #include <cstdint>
 
-#include "dot_tile.h"
+#include "intrinsics.h"
 
 #ifdef LCPO_BF16_DOT
-#include <immintrin.h>
 
 #define LCPO_AMX __attribute__((target("amx-tile,amx-bf16,avx512f")))
 
@@ -24,8 +23,8 @@ bool has_amx();
 // has_amx().
 class Amx {
  public:
-  LCPO_AMX Amx();
-  LCPO_AMX ~Amx();
+  Amx();
+  ~Amx();
   Amx(const Amx&) = delete;
 };
 

@@ -9,7 +9,7 @@
 #define LCPO_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature, together with the number in cpp_impl/loading.py.
-#define LCPO_ABI_VERSION 4
+#define LCPO_ABI_VERSION 5
 LCPO_API int32_t lcpo_abi_version();
 
 // Token counts of packed responses: ids [T], cu_seqlens [sequences + 1], outputs [sequences].
@@ -115,15 +115,15 @@ LCPO_API void lcpo_lcpo_advantage(const float* correct, const int32_t* n_y, cons
                                   float delta, int32_t estimator, double eps, float* length,
                                   float* reward, float* advantage);
 
-// A linear layer whose weight [outputs, inputs] was packed; bias [outputs] or null. bf16 weights are
-// packed by pairs: only where lcpo_has_product(), with an even number of inputs.
+// A linear layer; bias [outputs] or null. A float32 weight [outputs, inputs] was packed. A bf16 one is
+// read as it lies: only where lcpo_has_product(), with an even number of inputs.
 struct LcpoLinear {
   const void *weight, *bias;
   int64_t outputs, inputs;
 };
-LCPO_API int64_t lcpo_packed_bytes(bool is_bf16, int64_t outputs, int64_t inputs);
-LCPO_API void lcpo_pack(const void* weight, bool is_bf16, int64_t outputs, int64_t inputs,
-                        void* packed, int32_t threads);
+LCPO_API int64_t lcpo_packed_bytes(int64_t outputs, int64_t inputs);
+LCPO_API void lcpo_pack(const float* weight, int64_t outputs, int64_t inputs, float* packed,
+                        int32_t threads);
 
 // decode_step: one token more for each row. All weights, caches [layers, pages, page_size, kv_heads,
 // size] and biases are float32, or all bf16. Contract: kernels/ops/decode_step.py.

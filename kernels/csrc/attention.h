@@ -67,6 +67,13 @@ struct KeyBlock {
   void turn(int64_t count, int64_t width);
 };
 
+// The same from keys that lie anywhere: k_t [padded(size), KEYS] of those at keys[0..count) + offset,
+// and zeros up to a multiple of LANES. `room` [KEYS, padded(size)] is for what is copied on the way.
+void turn_keys(const float* const* keys, int64_t count, int64_t offset, int64_t size, float* room,
+               float* k_t);
+void turn_keys(const bf16* const* keys, int64_t count, int64_t offset, int64_t size, float* room,
+               float* k_t);
+
 // Query rows on their way over the blocks of keys.
 struct Queries {
   float* q;    // [rows, padded(size)], times scale · log2(e)

@@ -162,7 +162,7 @@ class Layers {
 
 inline int64_t weight_bytes(const LcpoDecodeModel& m) {
   const auto bytes = [&](const LcpoLinear& l) {
-    return lcpo_packed_bytes(m.is_bf16, l.outputs, l.inputs);
+    return l.outputs * l.inputs * static_cast<int64_t>(m.is_bf16 ? sizeof(bf16) : sizeof(float));
   };
   int64_t sum = bytes(m.head);
   for (int64_t i = 0; i < m.count; ++i) {

@@ -1,5 +1,5 @@
-// Products of few rows with weights that are used again and again: the weights are packed once, in
-// panels of columns that the inner loops walk through without strides.
+// Products of few rows with weights that are used again and again. float32 weights are packed once, in
+// panels of columns that the inner loops walk through without strides; bf16 ones are read as they lie.
 #pragma once
 
 #include <cstdint>

@@ -25,43 +25,40 @@ struct Decode {
 
   struct Workspace {
     Scratch scratch;
-    Queries queries;     // of all heads
-    float *k, *v, *k_t;  // a block of keys of all heads, and one head's turned
+    Queries queries;      // of all heads
+    float *v, *k_t, *room;  // a block of values of all heads, and one head's keys
+    std::vector<const T*> keys, values;  // where those of a block lie
     std::vector<int32_t> seen;
 
     Workspace(int64_t heads, int64_t kv_heads, int64_t width)
-        : scratch(Queries::floats(heads, width) + (2 * kv_heads + 1) * KEYS * width),
+        : scratch(Queries::floats(heads, width) + (kv_heads + 2) * KEYS * width),
           queries(Queries::take(scratch, heads, width)),
-          k(scratch.take(KEYS * kv_heads * width)),
           v(scratch.take(KEYS * kv_heads * width)),
           k_t(scratch.take(KEYS * width)),
+          room(scratch.take(KEYS * width)),
+          keys(KEYS),
+          values(KEYS),
           seen(heads) {}
   };
 
-  // Pages lie anywhere: fetches the next one's entries while those of one are copied.
-  void ahead(int64_t at, int64_t entries) const {
+  // Finds `count` positions from j0 on, for some heads, in the row's pages, which lie anywhere: all of
+  // them are fetched at once.
+  void find(int64_t row, Heads some, int64_t j0, int64_t count, Workspace& w) const {
     constexpr int64_t line = 64 / sizeof(T);
-    for (const int64_t end = at + entries; at < end; at += line) {
-      __builtin_prefetch(k_cache + at);
-      __builtin_prefetch(v_cache + at);
-    }
-  }
-
-  // Copies `count` positions from j0 on, for some heads, out of the row's pages.
-  void gather(int64_t row, Heads some, int64_t j0, int64_t count, Workspace& w) const {
-    const int64_t stride = kv_heads * size, to = some.count * padded(size);
+    const int64_t stride = kv_heads * size, entries = some.count * size;
     const int32_t* pages = block_table + row * pages_per_row;
     for (int64_t j = 0; j < count;) {
-      const int64_t slot = (j0 + j) % page_size, run = std::min(page_size - slot, count - j);
-      const int64_t page = pages[(j0 + j) / page_size];
-      const int64_t at = (page * page_size + slot) * stride + some.first * size;
-      if (j + run < count) {
-        const int64_t next = pages[(j0 + j + run) / page_size] * page_size;
-        ahead(next * stride, std::min(page_size, count - j - run) * stride);
+      const int64_t page = pages[(j0 + j) / page_size], slot = (j0 + j) % page_size;
+      int64_t at = (page * page_size + slot) * stride + some.first * size;
+      for (const int64_t stop = std::min(count, j + page_size - slot); j < stop; ++j) {
+        w.keys[j] = k_cache + at;
+        w.values[j] = v_cache + at;
+        for (int64_t i = 0; i < entries; i += line) {
+          __builtin_prefetch(k_cache + at + i);
+          __builtin_prefetch(v_cache + at + i);
+        }
+        at += stride;
       }
-      pack(k_cache + at, run, stride, some.count, size, 1.0f, w.k + j * to);
-      pack(v_cache + at, run, stride, some.count, size, 1.0f, w.v + j * to);
-      j += run;
     }
   }
 
@@ -71,12 +68,15 @@ struct Decode {
     pack(q + at, 1, 0, rows, size, static_cast<float>(scale * LOG2E), w.queries.q);
     w.queries.start(rows, width);
     for (int64_t j0 = 0; j0 < length; j0 += KEYS) {
-      const int64_t keys = std::min(KEYS, length - j0);
-      gather(row, some, j0, keys, w);
+      const int64_t keys = std::min(KEYS, length - j0), to = some.count * width;
+      find(row, some, j0, keys, w);
+      for (int64_t j = 0; j < keys; ++j) {
+        pack(w.values[j], 1, 0, some.count, size, 1.0f, w.v + j * to);
+      }
       std::fill(w.seen.begin(), w.seen.end(), static_cast<int32_t>(keys));
       for (int64_t h = 0; h < some.count; ++h) {
-        KeyBlock block{w.k + h * width, w.v + h * width, w.k_t, some.count * width};
-        block.turn(keys, width);
+        turn_keys(w.keys.data(), keys, h * size, size, w.room, w.k_t);
+        const KeyBlock block{nullptr, w.v + h * width, w.k_t, to};
         w.queries.from(h * group, width).attend(block, group, w.seen.data(), size);
       }
     }

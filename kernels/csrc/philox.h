@@ -42,4 +42,8 @@ LCPO_INLINE void philox(uint32_t first, uint32_t c1_word, uint64_t seed, uint32_
   }
 }
 
+// Bits of CALLS calls as above, first a multiple of them, by the fastest code there is.
+constexpr int64_t CALLS = 64;
+void philox_many(uint32_t first, uint32_t position, uint64_t seed, uint32_t* out);
+
 }  // namespace lcpo

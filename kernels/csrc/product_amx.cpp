@@ -1,17 +1,14 @@
 // The products of product.cpp by AMX tiles. Both factors are cut into tiles along k that lie one
 // behind the other; 2 x 2 tiles of c are summed at a time, each element in one chain over k.
 
-#include "dot_tile.h"
-#include "product.h"
-
-#ifdef LCPO_BF16_DOT
-#include <immintrin.h>
-
 #include <algorithm>
-#include <memory>
 
 #include "amx.h"
+#include "product.h"
+#include "room.h"
 #include "turn16.h"
+
+#ifdef LCPO_BF16_DOT
 
 namespace lcpo {
 namespace {
@@ -112,24 +109,12 @@ __attribute__((target("avx512f"))) void put(const float* sum, int64_t rows, int6
   }
 }
 
-// Memory of this thread, kept: fetching and clearing fresh pages would take longer than the product.
-uint32_t* room(int64_t size) {
-  thread_local std::unique_ptr<uint32_t[]> memory;
-  thread_local int64_t there = 0;
-  if (size > there) {
-    memory.reset();
-    memory.reset(new uint32_t[size]);
-    there = size;
-  }
-  return memory.get();
-}
-
 }  // namespace
 
 void product_amx(const Product& p, int32_t threads) {
   const int64_t depth = tiles_of(p.k, DEPTH), size = depth * TILE;
   const int64_t rows = tiles_of(p.m, BLOCK), columns = tiles_of(p.n, BLOCK);
-  uint32_t *const left = room(2 * (rows + columns) * size), *const right = left + 2 * rows * size;
+  uint32_t *const left = thread_room(2 * (rows + columns) * size), *const right = left + 2 * rows * size;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)

@@ -32,55 +32,106 @@ struct Row {
   LCPO_INLINE_MEMBER float z(int64_t j) const { return logits[j] / temperature - shift; }
 };
 
+LCPO_INLINE float uniform(uint32_t bits) { return (static_cast<float>(bits) + 0.5f) * 0x1p-32f; }
+
 // Standard exponential variate from 32 bits: -log(1 - u), by a series where u is small.
 LCPO_INLINE float exponential(uint32_t bits) {
-  const float raw = (static_cast<float>(bits) + 0.5f) * 0x1p-32f;
+  const float raw = uniform(bits);
   const float u = raw < 1.0f - 0x1p-24f ? raw : 1.0f - 0x1p-24f;
   const float series = u + u * u * (0.5f + u * (1.0f / 3.0f));
   return u < 0x1p-10f ? series : -log_positive(1.0f - u);
 }
 
-// The whole vocabulary races: winner and sum of weights in one pass over the row.
-LCPO_CLONES void race(const Row& row, int64_t* winner, double* total) {
-  float best[LANES];
-  int32_t best_block[LANES];  // of each lane: the block's first entry plus the quarter's offset
-  LCPO_SIMD
-  for (int i = 0; i < LANES; ++i) {
-    best[i] = -1.0f;
-    best_block[i] = 0;
-  }
-  LaneSum sum;
-  uint32_t bits[BLOCK];
-  float weight[BLOCK], score[BLOCK];
-  for (int64_t start = 0; start < row.size; start += BLOCK) {
-    const int64_t count = std::min<int64_t>(BLOCK, row.size - start);
-    philox<LANES>(static_cast<uint32_t>(start / 4), row.position, row.seed, bits);
-    for (int64_t i = 0; i < count; ++i) weight[i] = row.z(start + i);
-    for (int64_t i = count; i < BLOCK; ++i) weight[i] = -INF;  // weight 0 never wins
+// The best entry of each lane so far.
+struct Leaders {
+  float score[LANES];
+  int32_t block[LANES];  // of each lane: the block's first entry plus the quarter's offset
+
+  LCPO_INLINE_MEMBER Leaders() {
     LCPO_SIMD
-    for (int i = 0; i < BLOCK; ++i) {
-      weight[i] = exp_nonpositive(weight[i]);
-      score[i] = weight[i] / exponential(bits[i]);
+    for (int i = 0; i < LANES; ++i) {
+      score[i] = -1.0f;
+      block[i] = 0;
     }
+  }
+
+  LCPO_INLINE_MEMBER void take(const float* weight, const uint32_t* bits, int64_t start) {
+    float found[BLOCK];
+    LCPO_SIMD
+    for (int i = 0; i < BLOCK; ++i) found[i] = weight[i] / exponential(bits[i]);
     for (int part = 0; part < BLOCK; part += LANES) {
       LCPO_SIMD
       for (int i = 0; i < LANES; ++i) {
-        const bool better = score[part + i] > best[i];  // strict: the first of equals stays
-        best[i] = better ? score[part + i] : best[i];
-        best_block[i] = better ? static_cast<int32_t>(start) + part : best_block[i];
-        sum.part[i] += weight[part + i];
+        const bool better = found[part + i] > score[i];  // strict: the first of equals stays
+        score[i] = better ? found[part + i] : score[i];
+        block[i] = better ? static_cast<int32_t>(start) + part : block[i];
+      }
+    }
+  }
+
+  // The lane of the winner; of equals the one of the lowest entry.
+  LCPO_INLINE_MEMBER int lane() const {
+    int lane = 0;
+    for (int i = 1; i < LANES; ++i) {
+      const bool tie_before = score[i] == score[lane] && block[i] < block[lane];
+      if (score[i] > score[lane] || tie_before) lane = i;
+    }
+    return lane;
+  }
+};
+
+// The whole vocabulary races: winner and sum of weights in one pass over the row. A variate is never
+// below its uniform u, so no entry with weight / u under the best score so far can win: few blocks
+// have one that can, and only those take logarithms and divide. UNIT: the temperature is 1.
+template <bool UNIT>
+LCPO_INLINE void race(const Row& row, int64_t* winner, double* total) {
+  constexpr float MARGIN = 1.0f - 1e-6f;  // of the comparison's rounding
+  Leaders best;
+  float bar = -1.0f;
+  LaneSum sum;
+  uint32_t bits[4 * CALLS];
+  float weight[BLOCK];
+  for (int64_t start = 0; start < row.size; start += BLOCK) {
+    const int64_t count = std::min<int64_t>(BLOCK, row.size - start), at = start % (4 * CALLS);
+    if (at == 0) philox_many(static_cast<uint32_t>(start / 4), row.position, row.seed, bits);
+    if (count == BLOCK) {
+      LCPO_SIMD
+      for (int i = 0; i < BLOCK; ++i) {
+        weight[i] = UNIT ? row.logits[start + i] - row.shift : row.z(start + i);
+      }
+    } else {
+      for (int64_t i = 0; i < count; ++i) weight[i] = row.z(start + i);
+      for (int64_t i = count; i < BLOCK; ++i) weight[i] = -INF;  // weight 0 never wins
+    }
+    int32_t can_win[LANES] = {};
+    for (int part = 0; part < BLOCK; part += LANES) {
+      LCPO_SIMD
+      for (int i = 0; i < LANES; ++i) {
+        const float w = exp_nonpositive(weight[part + i]);
+        weight[part + i] = w;
+        sum.part[i] += w;
+        can_win[i] |= w > bar * uniform(bits[at + part + i]);
       }
     }
     if ((start / BLOCK) % 16 == 15) sum.flush();
+    int32_t any = 0;
+    for (int i = 0; i < LANES; ++i) any |= can_win[i];
+    if (!any) continue;
+    best.take(weight, bits + at, start);
+    bar = best.score[best.lane()] * MARGIN;
   }
   sum.flush();
   *total = sum.whole;
-  int lane = 0;
-  for (int i = 1; i < LANES; ++i) {
-    const bool tie_before = best[i] == best[lane] && best_block[i] < best_block[lane];
-    if (best[i] > best[lane] || tie_before) lane = i;
-  }
-  *winner = best_block[lane] + lane;
+  const int lane = best.lane();
+  *winner = best.block[lane] + lane;
+}
+
+LCPO_CLONES void race_at_one(const Row& row, int64_t* winner, double* total) {
+  race<true>(row, winner, total);
+}
+
+LCPO_CLONES void race_at_any(const Row& row, int64_t* winner, double* total) {
+  race<false>(row, winner, total);
 }
 
 LCPO_CLONES void widen(const bf16* x, int64_t size, float* out) { widened(x, size, out); }
@@ -175,7 +226,7 @@ Draw draw(const float* logits, int64_t size, float temperature, int64_t top_k, d
   if ((top_k > 0 && top_k < size) || top_p < 1.0) return draw_cut(row, top_k, top_p);
   Draw out{};
   double total = 0.0;
-  race(row, &out.token, &total);
+  (temperature == 1.0f ? race_at_one : race_at_any)(row, &out.token, &total);
   out.logprob = static_cast<float>(row.z(out.token) - std::log(total));
   out.cut_logprob = out.logprob;
   return out;

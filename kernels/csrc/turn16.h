@@ -1,13 +1,9 @@
 // 16 x 16 entries of 32 bits turned over in AVX-512 registers.
 #pragma once
 
-#include "dot_tile.h"
+#include "intrinsics.h"
 
 #ifdef LCPO_BF16_DOT
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of intrinsics that begin undefined
-#endif
-#include <immintrin.h>
 
 namespace lcpo {
 

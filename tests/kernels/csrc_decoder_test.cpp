@@ -19,7 +19,7 @@ constexpr int64_t HIDDEN = 20, HEADS = 4, KV_HEADS = 2, SIZE = 6, INNER = 70, PA
 template <class T>
 struct Model {
   std::list<std::vector<T>> kept;
-  std::list<std::vector<char>> packed;
+  std::list<std::vector<float>> packed;
   LcpoDecodeLayer layers[2];
   LcpoDecodeModel model;
   float next = 0.0f;
@@ -32,10 +32,13 @@ struct Model {
   }
   LcpoLinear linear(int64_t outputs, int64_t inputs, bool bias) {
     const T* weight = random(outputs * inputs, 0.3f);
-    const bool is_bf16 = sizeof(T) == 2;
-    packed.emplace_back(lcpo_packed_bytes(is_bf16, outputs, inputs));
-    lcpo_pack(weight, is_bf16, outputs, inputs, packed.back().data(), 2);
-    return {packed.back().data(), bias ? random(outputs, 0.3f) : nullptr, outputs, inputs};
+    const T* add = bias ? random(outputs, 0.3f) : nullptr;
+    if constexpr (std::is_same_v<T, float>) {
+      packed.emplace_back(lcpo_packed_bytes(outputs, inputs) / sizeof(float));
+      lcpo_pack(weight, outputs, inputs, packed.back().data(), 2);
+      return {packed.back().data(), add, outputs, inputs};
+    }
+    return {weight, add, outputs, inputs};
   }
   explicit Model(int64_t vocabulary) {
     for (LcpoDecodeLayer& l : layers) {

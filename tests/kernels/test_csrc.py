@@ -17,16 +17,7 @@ def test_csrc_under_sanitizers(tmp_path):
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     for command in (
         ["cmake", "-S", ROOT, "-B", tmp_path, *generator, "-DLCPO_SANITIZE=ON"],
-        [
-            "cmake",
-            "--build",
-            tmp_path,
-            "--target",
-            "csrc_test",
-            "csrc_rows_test",
-            "csrc_attention_test",
-            "csrc_decoder_test",
-        ],
+        ["cmake", "--build", tmp_path, "--target", *TESTS],
         ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
     ):
         ran = subprocess.run(command, capture_output=True, text=True)
