@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 import kernels
 import trainer.embedded
 from trainer.checkpoint import find_checkpoint
-from trainer.config import Config, ConfigError, DataSettings
+from trainer.config import Config, ConfigError, DataSettings, GradingSettings
 from trainer.data.problems import load_problems
 from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
@@ -143,9 +143,8 @@ def check_batch_invariant(config: Config) -> None:
         )
 
 
-def build_grader(config: Config) -> Grader:
-    """The grader of a run; with grading.symbolic its workers have started, or ConfigError."""
-    settings, require_think = config.grading, config.data.require_think
+def build_grader(settings: GradingSettings, require_think: bool) -> Grader:
+    """A grader of these tiers; with grading.symbolic its workers have started, or ConfigError."""
     if not settings.symbolic:
         return Grader(require_think)
     if find_spec("math_verify") is None:
@@ -218,7 +217,7 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
         stream,
         engine,
         optimizer,
-        build_grader(config),
+        build_grader(config.grading, config.data.require_think),
         world=world,
     )
     fitting = [p for p in heldout if fits(p, tokenizer, config)]

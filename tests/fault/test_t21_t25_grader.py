@@ -16,6 +16,7 @@ from trainer import lcpo, preflight, step
 from trainer.config import ConfigError
 from trainer.grading import REASONS, UNGRADED
 from trainer.grading import grader as grader_module
+from trainer.grading import pool as pool_module
 from trainer.grading.grader import Grader, is_exact, undecided
 from trainer.grading.parse import parse
 from trainer.grading.pool import WorkerPool
@@ -197,8 +198,9 @@ def test_without_math_verify_the_extra_is_named(tiny_base, monkeypatch) -> None:
     config = tiny_config(tiny_base, tiny_base / "run", "grading.symbolic=true")
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^grading\.symbolic: .*lcpo-trainer\[symbolic\]"):
-        preflight.build_grader(config)
-    assert preflight.build_grader(tiny_config(tiny_base, tiny_base / "run")).pool is None
+        preflight.build_grader(config.grading, True)
+    exact = tiny_config(tiny_base, tiny_base / "run").grading
+    assert preflight.build_grader(exact, True).pool is None
 
 
 def test_memory_too_small_for_a_worker_is_refused(tiny_base, monkeypatch) -> None:
@@ -206,7 +208,7 @@ def test_memory_too_small_for_a_worker_is_refused(tiny_base, monkeypatch) -> Non
     config = tiny_config(tiny_base, tiny_base / "run", *changes)
     monkeypatch.setattr(preflight, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match=r"^grading\.symbolic: 3 grading workers in a row"):
-        preflight.build_grader(config)
+        preflight.build_grader(config.grading, True)
 
 
 # The tier itself, where it is installed -------------------------------------------------------
@@ -217,13 +219,24 @@ HOSTILE += ["().__class__.__bases__[0].__subclasses__()", r"\input{/etc/passwd}"
 HOSTILE += [r"\int_0^{10^9} x^{x^x} dx", r"\sum_{k=1}^{10^{9}} \frac{1}{k}", "Matrix([[1]])"]
 
 
-@pytest.fixture(scope="module")
-def real() -> Iterator[Grader]:
+@pytest.fixture(scope="module", params=["python", "gmpy"])
+def real(request) -> Iterator[Grader]:
+    """With sympy's integers of Python, and of gmpy2, whose powers hold the interpreter's lock."""
     pytest.importorskip("math_verify", reason="the symbolic extra is not installed")
-    pool = WorkerPool("trainer.grading.symbolic", workers=1, timeout_seconds=5.0, memory_mib=1024)
-    pool.start()
-    yield Grader(pool=pool, alarm_share=1.0)
-    pool.close()
+    if request.param == "gmpy":
+        pytest.importorskip("gmpy2", reason="gmpy2 is not installed")
+    numbers = {"SYMPY_GROUND_TYPES": request.param}
+    if request.param == "python":
+        numbers["MPMATH_NOGMPY"] = "1"
+    environment = pool_module._environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "_environment", lambda: environment() | numbers)
+        pool = WorkerPool(
+            "trainer.grading.symbolic", workers=1, timeout_seconds=5.0, memory_mib=1024
+        )
+        pool.start()
+        yield Grader(pool=pool, alarm_share=1.0)
+        pool.close()
 
 
 @pytest.mark.parametrize("answer", HOSTILE)

@@ -11,6 +11,7 @@ import torch
 from tests.fuzz.targets import SMALL, put, small_folder
 from trainer.config import ConfigError
 from trainer.data.problems import load_problems
+from trainer.evaluate.store import SampleStore
 from trainer.files import read_json
 from trainer.grading import MAX_ANSWER_CHARS
 from trainer.model import load_model
@@ -37,6 +38,9 @@ def test_deeply_nested_json_is_not_json(tmp_path: Path) -> None:
     put(tmp_path / "metrics.jsonl", DEEP + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not a JSON row"):
         read_rows(tmp_path / "metrics.jsonl")
+    put(tmp_path / "samples.jsonl", DEEP + "\n")
+    with pytest.raises(ValueError, match=r"samples\.jsonl:1: not a sample"):
+        SampleStore(tmp_path, {})
 
 
 @pytest.mark.parametrize("layers", [1_001, 2**31, 2**63, 10**400])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config import ConfigError, ModelSettings
+from trainer.config import ConfigError, GradingSettings, ModelSettings
 from trainer.files import read_json
 from trainer.settings import Count, NonNeg, Pos, PosInt, Share, build_settings, compose_settings
 
@@ -77,6 +77,8 @@ class EvaluationSettings:
     """Response limit where there is no budget."""
     require_think: bool
     """No `</think>` means incorrect. Off for models that do not write the tag."""
+    grading: GradingSettings
+    """As in a run; the workers grade one sample at a time."""
     seed: Count
     bootstrap: PosInt
     """Resamples of the problems, for the interval."""
