@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 from importlib.util import find_spec
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ def find_model(path: str) -> Path:
     if path == EMBEDDED:
         return Path(trainer.embedded.__file__).parent / "base"
     folder = Path(path)
-    if (folder / CHECKPOINTS).is_dir():
+    if isdir(folder / CHECKPOINTS):  # False for a name too long for any; Path.is_dir raises
         newest = find_checkpoint(folder / CHECKPOINTS)
         if newest is None:
             raise ConfigError(f"model.path: the run {path} has no complete checkpoint yet")
         return newest
-    if folder.is_dir():
+    if isdir(folder):
         return folder
     if path.startswith("runs/"):  # where runs are by default: not meant for the Hub
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from trainer.types import Completion, Problem, Prompt, Rollout, Score
 
 STUB = "tests.fault.stub_worker"
 FORMULA = Problem("p", "?", ("x^2+1",))
-EQUAL = "(x+i)(x-i)"  # to the stub and to math-verify, not to the exact tier
+EQUAL = "(x+1)^2-2x"  # to the stub and to math-verify, not to the exact tier
 
 
 class FakePool:
@@ -121,15 +122,11 @@ def test_t21_a_right_answer_is_right_after_hostile_ones(stub: Grader, caplog) ->
 
 
 def test_samples_are_graded_while_others_decode(stub: Grader) -> None:
-    """An answer of 0.2 s is ready when a decoding of 1 s is."""
-    spent = []
-    for decoding in (0.0, 1.0):
-        stub.submit(0, box("slow"), FORMULA)
-        time.sleep(decoding)
-        started = time.perf_counter()
-        assert stub.collect()[0].reason == "wrong"
-        spent.append(time.perf_counter() - started)
-    assert spent[1] < 0.2 <= spent[0]
+    """Its answer comes by itself, before anybody asks the pool for it."""
+    stub.submit(0, box("slow"), FORMULA)
+    (worker,) = [worker for worker in stub.pool._workers if worker.question]
+    assert select.select([worker.process.stdout], [], [], 30)[0]
+    assert stub.collect()[0].reason == "wrong"
 
 
 def rollouts(reasons: list[str], lengths: list[int]) -> list[Rollout]:

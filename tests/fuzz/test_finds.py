@@ -11,11 +11,15 @@ import torch
 from tests.fuzz.targets import SMALL, put, small_folder
 from trainer.config import ConfigError
 from trainer.data.problems import load_problems
+from trainer.evaluate.sets import load_set
+from trainer.evaluate.settings import read_settings
 from trainer.evaluate.store import SampleStore
 from trainer.files import read_json
 from trainer.grading import MAX_ANSWER_CHARS
 from trainer.model import load_model
 from trainer.model.config import read_config
+from trainer.plan.settings import read_asked
+from trainer.preflight import find_model
 from trainer.record import read_rows
 from trainer.settings import NonNeg, PosInt, build_settings, compose_settings
 
@@ -123,6 +127,20 @@ def test_overrides_that_hydra_stumbles_over(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_settings(".", ["scale=embedded", override])
     assert len(str(caught.value)) < 20_000
+
+
+def test_names_longer_than_any_file_has(tmp_path: Path) -> None:
+    """Path.is_dir raises OSError for them."""
+    name = "a" * 300
+    assert read_settings([f"model.path={name}"]).scale == "paper"
+    with pytest.raises(ConfigError, match=r"^model\.path: no such folder"):
+        find_model(name)
+    with pytest.raises(ConfigError, match=r"^plan\.shape: "):
+        read_asked([f"model.path={name}"])
+    with pytest.raises(ValueError, match="no such file"):
+        load_problems(f"{name}.jsonl")
+    with pytest.raises(ValueError, match="olympiad"):
+        load_set("olympiad", name, 1)
 
 
 def test_answers_longer_than_grading_reads_are_dropped(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_the_symbolic_tier_grades_what_the_exact_one_cannot_decide(
     data = tmp_path / "set.jsonl"
     data.write_text('{"problem": "?", "answer": "x^2+1"}\n')
     monkeypatch.setattr(grades, "build_grader", lambda tiers, _: Grader(pool=pool, alarm_share=1))
-    rows = [{"text": r"</think>\boxed{(x+i)(x-i)}"}, {"text": r"</think>\boxed{1+x^2}"}]
+    rows = [{"text": r"</think>\boxed{(x+1)^2-2x}"}, {"text": r"</think>\boxed{1+x^2}"}]
     monkeypatch.setattr(local, "draw", lambda s, f, jobs: [
         local.sample_row(s, job, row["text"], 5, 1, False)
         for job, row in zip(jobs, rows, strict=True)
@@ -157,7 +157,7 @@ def test_the_symbolic_tier_grades_what_the_exact_one_cannot_decide(
     settings = read_settings(arguments(tiny_base, tmp_path / "out", *changes))
     _, evaluation = run_evaluation(settings)
     assert evaluation["rows"][0]["reasons"][reason] == (1.0 if verdict == "same" else 0.5)
-    assert pool.asked == ["(x+i)(x-i)"] and pool.closed
+    assert pool.asked == ["(x+1)^2-2x"] and pool.closed
     assert ("ALARM: 1 of 2 samples" in caplog.text) == (verdict == "timeout")
     with pytest.raises(ConfigError, match="symbolic: True -> None"):
         run_evaluation(read_settings(arguments(tiny_base, tmp_path / "out", *changes[:2])))

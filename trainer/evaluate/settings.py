@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +126,8 @@ def scale_of(model_path: str) -> str:
 def run_config(model_path: str) -> dict[str, Any] | None:
     """The configuration of the run that `model_path` (run folder or checkpoint) is of, or None."""
     folder = Path(model_path)
+    if not isdir(folder):  # also for a name too long for any, where Path.is_dir raises
+        return None
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
         return read_json(folder / "config.json")
     if (folder / "state.json").is_file():
