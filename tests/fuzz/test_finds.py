@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fuzz.targets import SMALL, put, small_folder
+from tests.fuzz.targets import INDEX, SMALL, put, small_folder
 from trainer.config import ConfigError
 from trainer.data.problems import load_problems
 from trainer.evaluate.sets import load_set
@@ -58,6 +58,14 @@ def test_weights_too_large_for_a_tensor(tmp_path: Path, key: str) -> None:
     """torch says TypeError or RuntimeError to such sizes."""
     for size in (2**42, 2**63, 10**400):
         refuse_config(tmp_path, "elements", **{key: size})
+
+
+def test_sizes_that_only_the_rotary_embedding_would_notice(tmp_path: Path) -> None:
+    """Frequencies are made before any weight is compared: gigabytes, or OverflowError."""
+    refuse_config(tmp_path, "head_dim", head_dim=2**31)
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 10**400}
+    refuse_config(tmp_path, "original_max_position_embeddings", rope_scaling=scaling)
 
 
 def test_a_number_beyond_floats(tmp_path: Path) -> None:
@@ -139,6 +147,11 @@ def test_names_longer_than_any_file_has(tmp_path: Path) -> None:
         read_asked([f"model.path={name}"])
     with pytest.raises(ValueError, match="no such file"):
         load_problems(f"{name}.jsonl")
+    small_folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    put(tmp_path / INDEX, json.dumps({"weight_map": {"a": f"{name}.safetensors"}}))
+    with pytest.raises(ValueError, match=r"index\.json: 'a+\.safetensors' is missing"):
+        load_model(tmp_path, dtype=torch.float32)
     with pytest.raises(ValueError, match="olympiad"):
         load_set("olympiad", name, 1)
 
