@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from bench import machine
-from bench.grading_inputs import NASTY, Pair, boxed_questions, pairs, read_truths
+from bench.grading_inputs import JUDGED, NASTY, Pair, boxed_questions, pairs, read_truths
 from trainer.grading.grader import undecided
 from trainer.grading.parse import same_answer
 from trainer.grading.pool import WorkerPool
@@ -147,8 +147,10 @@ def agreement(found: list[Pair], symbolic: WorkerPool | None) -> str:
 
 
 def judge(pair: Pair) -> str:
-    """Equal by construction; what neighbours are, a person has to say."""
-    return "not judged" if pair.kind == "neighbour" else "same, by construction"
+    """Equal by construction; what neighbours are, a person has said."""
+    if pair.kind != "neighbour":
+        return "same, by construction"
+    return JUDGED.get((pair.answer, pair.truth), "not judged")
 
 
 def questions(rows: list[tuple[str, str]], symbolic: WorkerPool | None) -> str:

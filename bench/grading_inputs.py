@@ -51,6 +51,11 @@ REWRITES: dict[str, Callable[[str], str]] = {
     "unit": lambda text: rf"{text}\text{{ cm}}" if re.fullmatch(r"-?\d+", text) else text,
     "x =": lambda text: f"x = {text}" if re.fullmatch(r"-?\d+", text) else text,
 }
+# (answer, truth) of neighbours on which the tiers were seen to differ, by hand.
+JUDGED = {
+    (r"25\%", "25"): "same: questions ask for percent in either form",
+    ("2x - y + 2z - 18 = 0", "0"): "different: an equation is not its right side",
+}
 _MATHEMATICS = re.compile(r"\$([^$]+)\$|\\\[(.+?)\\\]", re.DOTALL)
 _OPERATION = re.compile(r"[+*^!]|\d\s*-|\\cdot|\\times|\\div|\\sum|\\log")
 

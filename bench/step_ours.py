@@ -18,7 +18,7 @@ from bench.memory import MIB, status
 from trainer import step
 from trainer.data.stream import Cursor
 from trainer.model import Decoder, PackedAttention, take_rows
-from trainer.preflight import build_trainer, load_tokenizer, resolve_device
+from trainer.preflight import build_trainer, load_tokenizer
 from trainer.rollout import Request, RolloutEngine
 from trainer.run import compose_config
 from trainer.step import Trainer
@@ -73,7 +73,7 @@ def make_trainer(job: dict[str, Any]) -> Trainer:
             "evaluate.problems=1",
         ]
     )
-    trainer, _ = build_trainer(resolve_device(config))
+    trainer, _ = build_trainer(config)
     tokenizer, _ = load_tokenizer(Path(job["folder"]))
     problem = Problem("bench", "", ("7",))
     ids = [tuple(tokenizer.encode(text)) for text in job["prompts"]]

@@ -17,18 +17,16 @@ from typing import Any
 from unittest import mock
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from trainer import loop, preflight, run
 from trainer.checkpoint import find_checkpoint
-from trainer.config import Config, parse_config
+from trainer.config import Config
 from trainer.embedded.tokenizer import build_tokenizer
 from trainer.files import fingerprint, read_json
 from trainer.grading.grader import Grader
 from trainer.loop import Run, run_loop
 from trainer.model import Decoder, ModelConfig, save_model
-from trainer.preflight import build_trainer, resolve_device
+from trainer.preflight import build_trainer
 from trainer.record import EVALUATIONS, METRICS, SAMPLES, read_rows
 from trainer.signals import StopFlag
 from trainer.step import Trainer
@@ -107,9 +105,7 @@ def command(base: Path, folder: Path, *changes: str) -> list[str]:
 
 def tiny_config(base: Path, folder: Path, *changes: str) -> Config:
     """The configuration of such a command, as hydra composes it."""
-    with initialize_config_dir(str(run.CONF), version_base="1.3"):
-        raw = compose("config", command(base, folder, *changes))
-    return resolve_device(parse_config(OmegaConf.to_container(raw, resolve=True)))
+    return run.compose_config(command(base, folder, *changes))
 
 
 def tiny_trainer(base: Path, *changes: str) -> Trainer:

@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 from importlib.util import find_spec
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 import kernels
 import trainer.embedded
 from trainer.checkpoint import find_checkpoint
-from trainer.config import Config, ConfigError, DataSettings
+from trainer.config import Config, ConfigError, DataSettings, GradingSettings
 from trainer.data.problems import load_problems
 from trainer.data.prompts import encode_prompt
 from trainer.data.stream import PromptStream
@@ -74,12 +75,12 @@ def find_model(path: str) -> Path:
     if path == EMBEDDED:
         return Path(trainer.embedded.__file__).parent / "base"
     folder = Path(path)
-    if (folder / CHECKPOINTS).is_dir():
+    if isdir(folder / CHECKPOINTS):  # False for a name too long for any; Path.is_dir raises
         newest = find_checkpoint(folder / CHECKPOINTS)
         if newest is None:
             raise ConfigError(f"model.path: the run {path} has no complete checkpoint yet")
         return newest
-    if folder.is_dir():
+    if isdir(folder):
         return folder
     if path.startswith("runs/"):  # where runs are by default: not meant for the Hub
         raise ConfigError(
@@ -143,9 +144,8 @@ def check_batch_invariant(config: Config) -> None:
         )
 
 
-def build_grader(config: Config) -> Grader:
-    """The grader of a run; with grading.symbolic its workers have started, or ConfigError."""
-    settings, require_think = config.grading, config.data.require_think
+def build_grader(settings: GradingSettings, require_think: bool) -> Grader:
+    """A grader of these tiers; with grading.symbolic its workers have started, or ConfigError."""
     if not settings.symbolic:
         return Grader(require_think)
     if find_spec("math_verify") is None:
@@ -209,7 +209,7 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
         stream,
         engine,
         optimizer,
-        build_grader(config),
+        build_grader(config.grading, config.data.require_think),
         world=world,
     )
     fitting = [p for p in heldout if fits(p, tokenizer, config)]

@@ -34,13 +34,18 @@ class RowFile:
         """Open `path` to append after the rows of `last_step`; all that follows them is cut off."""
         path.touch()
         _cut(path, last_step)
-        self._file = path.open("a", encoding="ascii")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write the rows in one piece and flush them to the system. Raises OSError."""
+        """Hand the rows to the system in one piece. Raises OSError naming the file."""
         # ASCII escapes keep one row on one line for any reader, and lone surrogates writable.
-        self._file.write("".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows))
-        self._file.flush()
+        text = "".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows)
+        left = memoryview(text.encode("ascii"))
+        try:
+            while left:  # a disk that fills up takes the first part
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def sync(self) -> None:
         """Make the rows survive a power cut. Raises OSError."""

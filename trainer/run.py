@@ -53,7 +53,7 @@ def composed(raw: DictConfig) -> None:
     """What hydra composed, as an exit code."""
     with Closing(sys.argv[1:]) as closing:
         check_packages()
-        config = resolve_device(parse_config(OmegaConf.to_container(raw, resolve=True)))
+        config = checked(raw)
         with Joined(config.model.device) as world:
             run = prepare(config, world)
             closing.begin(run)
@@ -62,13 +62,18 @@ def composed(raw: DictConfig) -> None:
 
 
 def compose_config(arguments: Sequence[str]) -> Config:
-    """The checked configuration that these arguments of the command line, `scale=` too, would give.
+    """The configuration that a run with these arguments, `scale=` too, would have.
 
-    Raises ConfigError as parse_config does.
+    Raises ConfigError as parse_config and resolve_device do.
     """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         raw = hydra.compose("config", list(arguments))
-    return parse_config(OmegaConf.to_container(raw, resolve=True))
+    return checked(raw)
+
+
+def checked(raw: DictConfig) -> Config:
+    """What hydra composed as a configuration with its device decided; ConfigError."""
+    return resolve_device(parse_config(OmegaConf.to_container(raw, resolve=True)))
 
 
 def prepare(config: Config, world: World) -> Run:

@@ -86,7 +86,7 @@ def same(answer: str, truth: str) -> bool:
         HARMLESS[answer]()
     if answer.startswith("environment "):
         return answer.removeprefix("environment ") in os.environ
-    return answer == truth == "right" or (answer, truth) == ("(x+i)(x-i)", "x^2+1")
+    return answer == truth == "right" or (answer, truth) == ("(x+1)^2-2x", "x^2+1")
 
 
 def load() -> Same:

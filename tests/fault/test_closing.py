@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 from pathlib import Path
 
@@ -119,6 +120,39 @@ def test_t04_failed_saves(fails_at, tiny_base, tmp_path, monkeypatch, capfd):
     assert end.code == (fails_at == 3)
     if end.code:
         assert "saved: " + str(tmp_path / "run/checkpoints/step-00000002, 1 step(s)") in output.err
+
+
+def test_t04_a_full_disk_under_the_logs(tiny_base, tmp_path, monkeypatch, capfd):
+    """A write that the system takes in part, by a file size limit: the run ends, and goes on."""
+    changes = ("train.steps=5", "checkpoint.every=2", "evaluate.every=0")
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    run_here(tiny_base, straight, *changes)
+    job = make_run(tiny_base, run, *changes)
+    train_step, limits = loop.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(trainer):
+        stats = train_step(trainer)
+        if trainer.step == 3:
+            room = (run / "samples.jsonl").stat().st_size + 100
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        return stats
+
+    monkeypatch.setattr(loop, "train_step", full)
+    try:
+        with closing.Closing([]) as end:
+            end.begin(job)
+            loop.run_loop(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert end.code == 1
+    assert capfd.readouterr().err.splitlines()[-3:-1] == [
+        f"failed, OSError: [Errno 27] File too large: '{run}/samples.jsonl'",
+        f"behind step 3 of 5; saved: {run}/checkpoints/step-00000002, 1 step(s) before that",
+    ]
+    assert not (run / "samples.jsonl").read_text().endswith("\n")
+    monkeypatch.undo()
+    run_here(tiny_base, run, *changes)
+    assert result(run) == result(straight)
 
 
 def test_t04_so_many_failed_saves_in_a_row_stop_the_run(tiny_base, tmp_path, monkeypatch):

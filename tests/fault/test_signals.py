@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import command, result, run_here, run_process
+from tests.helpers import ROOT, command, result, run_here, run_process
 from trainer.signals import StopFlag, Stopped
 
 # No periodic checkpoint comes before the end: what is there was saved by the stop.
 QUIET = ("checkpoint.every=100", "evaluate.every=2", "train.steps=4")
+# What is written to the standard input is typed; a line of the terminal ends with CR LF.
+IN_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,26 @@ def test_t08_a_stop_leaves_evaluation_at_once(tiny_base, tmp_path):
     stopped = run_process(tmp_path / "log", arguments, signal_at=("evaluate", 0, (signal.SIGTERM,)))
     assert stopped.code == 0, stopped.output
     assert not (run / "evaluations.jsonl").read_text()
+
+
+def test_t08_ctrl_c_at_a_terminal(tiny_base, tmp_path):
+    """The key itself, in a terminal of the run's own."""
+    run = tmp_path / "run"
+    job = [sys.executable, "-m", "trainer.run", *command(tiny_base, run, "train.steps=9999")]
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *job],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        log = run / "metrics.jsonl"
+        while process.poll() is None and not (log.exists() and log.read_text()):
+            time.sleep(0.05)
+        process.stdin.write("\x03")
+        process.stdin.flush()
+        said = process.stdout.read()
+    assert process.returncode == 0, said
+    assert "SIGINT: saving at the next step boundary; once more ends at once" in said
+    assert f"stopped by SIGINT\nbehind step {int(checkpoints(run)[-1][5:])} of 9999" in said
+    assert f"continue: python -m trainer.run scale=embedded {job[3]}" in said
 
 
 def test_the_flag_waits_for_a_safe_point():

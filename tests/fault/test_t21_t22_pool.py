@@ -59,7 +59,7 @@ def test_right_and_wrong(shared: WorkerPool) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_broken_worker_is_named_and_replaced(shared: WorkerPool, command: str) -> None:
+def test_t22_a_broken_worker_is_named_and_replaced(shared: WorkerPool, command: str) -> None:
     started, before = time.monotonic(), shared.replaced
     expected = "timeout" if command in TIMEOUTS else "crashed"
     assert ask(shared, "right", command, "right") == ["same", expected, "same"]
@@ -82,7 +82,7 @@ def test_a_worker_that_has_used_up_its_memory_is_replaced_behind_its_answer(
     assert pool.replaced == 1
 
 
-def test_hostile_answers_take_the_limit_divided_by_the_workers() -> None:
+def test_t21_hostile_answers_take_the_limit_divided_by_the_workers() -> None:
     """T21: total time <= answers / workers x limit, and a right answer afterwards is right."""
     pool = make_pool(workers=2)
     pool.start()
@@ -132,13 +132,13 @@ def test_workers_end_with_their_pipe_and_when_closed(pool: WorkerPool) -> None:
     assert ask(pool, "right") == ["same"]
 
 
-def test_a_stuck_worker_ends_itself_when_its_owner_is_gone(pool: WorkerPool) -> None:
+def test_t21_a_stuck_worker_ends_itself_when_its_owner_is_gone(pool: WorkerPool) -> None:
     """Its alarm is its own: a killed run leaves no process at full load."""
     pool.submit(0, "hang", ["right"])
     assert pool._workers[0].process.wait(SECONDS + SLACK) == -signal.SIGALRM
 
 
-def test_workers_get_no_secrets_and_write_no_files(
+def test_t23_workers_get_no_secrets_and_write_no_files(
     pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
@@ -150,7 +150,12 @@ def test_workers_get_no_secrets_and_write_no_files(
     assert written == []
 
 
-def test_waiting_can_be_left(pool: WorkerPool) -> None:
+def test_t08_the_terminal_signals_no_worker(pool: WorkerPool) -> None:
+    """Ctrl-C goes to the whole foreground group of the session: what was asked is still graded."""
+    assert os.getsid(pool._workers[0].process.pid) != os.getsid(0)
+
+
+def test_t08_waiting_can_be_left(pool: WorkerPool) -> None:
     """T8: a stop that was asked for is taken while answers are awaited."""
 
     def stop(left: int) -> None:

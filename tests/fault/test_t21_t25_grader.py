@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from trainer import lcpo, preflight, step
 from trainer.config import ConfigError
 from trainer.grading import REASONS, UNGRADED
 from trainer.grading import grader as grader_module
+from trainer.grading import pool as pool_module
 from trainer.grading.grader import Grader, is_exact, undecided
 from trainer.grading.parse import parse
 from trainer.grading.pool import WorkerPool
@@ -23,7 +25,7 @@ from trainer.types import Completion, Problem, Prompt, Rollout, Score
 
 STUB = "tests.fault.stub_worker"
 FORMULA = Problem("p", "?", ("x^2+1",))
-EQUAL = "(x+i)(x-i)"  # to the stub and to math-verify, not to the exact tier
+EQUAL = "(x+1)^2-2x"  # to the stub and to math-verify, not to the exact tier
 
 
 class FakePool:
@@ -120,15 +122,11 @@ def test_t21_a_right_answer_is_right_after_hostile_ones(stub: Grader, caplog) ->
 
 
 def test_samples_are_graded_while_others_decode(stub: Grader) -> None:
-    """An answer of 0.2 s is ready when a decoding of 1 s is."""
-    spent = []
-    for decoding in (0.0, 1.0):
-        stub.submit(0, box("slow"), FORMULA)
-        time.sleep(decoding)
-        started = time.perf_counter()
-        assert stub.collect()[0].reason == "wrong"
-        spent.append(time.perf_counter() - started)
-    assert spent[1] < 0.2 <= spent[0]
+    """Its answer comes by itself, before anybody asks the pool for it."""
+    stub.submit(0, box("slow"), FORMULA)
+    (worker,) = [worker for worker in stub.pool._workers if worker.question]
+    assert select.select([worker.process.stdout], [], [], 30)[0]
+    assert stub.collect()[0].reason == "wrong"
 
 
 def rollouts(reasons: list[str], lengths: list[int]) -> list[Rollout]:
@@ -197,8 +195,9 @@ def test_without_math_verify_the_extra_is_named(tiny_base, monkeypatch) -> None:
     config = tiny_config(tiny_base, tiny_base / "run", "grading.symbolic=true")
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^grading\.symbolic: .*lcpo-trainer\[symbolic\]"):
-        preflight.build_grader(config)
-    assert preflight.build_grader(tiny_config(tiny_base, tiny_base / "run")).pool is None
+        preflight.build_grader(config.grading, True)
+    exact = tiny_config(tiny_base, tiny_base / "run").grading
+    assert preflight.build_grader(exact, True).pool is None
 
 
 def test_memory_too_small_for_a_worker_is_refused(tiny_base, monkeypatch) -> None:
@@ -206,7 +205,7 @@ def test_memory_too_small_for_a_worker_is_refused(tiny_base, monkeypatch) -> Non
     config = tiny_config(tiny_base, tiny_base / "run", *changes)
     monkeypatch.setattr(preflight, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match=r"^grading\.symbolic: 3 grading workers in a row"):
-        preflight.build_grader(config)
+        preflight.build_grader(config.grading, True)
 
 
 # The tier itself, where it is installed -------------------------------------------------------
@@ -217,13 +216,24 @@ HOSTILE += ["().__class__.__bases__[0].__subclasses__()", r"\input{/etc/passwd}"
 HOSTILE += [r"\int_0^{10^9} x^{x^x} dx", r"\sum_{k=1}^{10^{9}} \frac{1}{k}", "Matrix([[1]])"]
 
 
-@pytest.fixture(scope="module")
-def real() -> Iterator[Grader]:
+@pytest.fixture(scope="module", params=["python", "gmpy"])
+def real(request) -> Iterator[Grader]:
+    """With sympy's integers of Python, and of gmpy2, whose powers hold the interpreter's lock."""
     pytest.importorskip("math_verify", reason="the symbolic extra is not installed")
-    pool = WorkerPool("trainer.grading.symbolic", workers=1, timeout_seconds=5.0, memory_mib=1024)
-    pool.start()
-    yield Grader(pool=pool, alarm_share=1.0)
-    pool.close()
+    if request.param == "gmpy":
+        pytest.importorskip("gmpy2", reason="gmpy2 is not installed")
+    numbers = {"SYMPY_GROUND_TYPES": request.param}
+    if request.param == "python":
+        numbers["MPMATH_NOGMPY"] = "1"
+    environment = pool_module._environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "_environment", lambda: environment() | numbers)
+        pool = WorkerPool(
+            "trainer.grading.symbolic", workers=1, timeout_seconds=5.0, memory_mib=1024
+        )
+        pool.start()
+        yield Grader(pool=pool, alarm_share=1.0)
+        pool.close()
 
 
 @pytest.mark.parametrize("answer", HOSTILE)

@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faulthandler.dump_traceback_later(patience, exit=True, file=sys.__stderr__)
         summary = run_target(target, args.seconds / len(chosen), args.seed)
         print(
-            f"{target.name:10} {summary.cases:7} cases, {summary.refused:7} refused, slowest "
-            f"{1e3 * summary.slowest:.0f} ms (--case {summary.slowest_number}), "
+            f"{target.name:10} {summary.seconds:5.0f} s, {summary.cases:7} cases, "
+            f"{summary.refused:7} refused, "
+            f"slowest {1e3 * summary.slowest:.0f} ms (--case {summary.slowest_number}), "
             f"{len(summary.found)} found",
             flush=True,
         )

@@ -43,6 +43,7 @@ class Summary:
     """What became of a target's cases."""
 
     target: str
+    seconds: float = 0.0
     cases: int = 0
     refused: int = 0
     slowest: float = 0.0  # seconds of processor time
@@ -63,10 +64,10 @@ def run_target(
     """Cases 0, 1, ... for so many seconds, the target's own seeds in any case."""
     summary = Summary(target.name)
     kinds: set[str] = set()
-    end = time.monotonic() + seconds
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
-        while summary.cases < len(target.seeds) or time.monotonic() < end:
+        while summary.cases < len(target.seeds) or time.monotonic() < begun + seconds:
             number = summary.cases
             text = make_input(target, seed, number)
             start = time.process_time()
@@ -85,6 +86,7 @@ def run_target(
 
                 short = shrink(text, fails)
                 summary.found.append(Found(target.name, seed, number, short, outcome))
+    summary.seconds = time.monotonic() - begun
     return summary
 
 

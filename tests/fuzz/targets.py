@@ -21,6 +21,7 @@ from trainer.config import ConfigError, parse_config
 from trainer.data.problems import load_problems
 from trainer.evaluate.sets import load_set
 from trainer.evaluate.settings import read_settings
+from trainer.evaluate.store import SampleStore
 from trainer.grading import MAX_ANSWER_CHARS, REASONS, grade
 from trainer.grading.choice import read_choice, same_choice
 from trainer.grading.extract import last_box
@@ -35,6 +36,7 @@ from trainer.types import Problem
 
 CORPUS = Path(__file__).with_name("corpus")
 SMALL = ModelConfig("qwen2", 11, 8, 8, 1, 2, 1, 4)
+INDEX = "model.safetensors.index.json"
 Mutator = Callable[[random.Random, Sequence[str]], str]
 
 
@@ -120,6 +122,12 @@ def run_rows(text: str, folder: Path) -> None:
         assert isinstance(row["step"], int)
 
 
+def run_samples(text: str, folder: Path) -> None:
+    """Goes on in the folder of an evaluation."""
+    put(folder / "samples.jsonl", text)
+    SampleStore(folder, {}).close()
+
+
 def run_settings(text: str, folder: Path) -> None:
     """A composed configuration with any value replaced."""
     try:
@@ -147,34 +155,17 @@ def run_config(text: str, folder: Path) -> None:
     assert read_config(folder) == config
 
 
-def run_tensors(text: str, folder: Path) -> None:
-    """A model's weights under a good config.json."""
-    small_folder(folder)
-    put(folder / "model.safetensors", text)
-    load_model(folder, dtype=torch.float32)
+def loading(name: str) -> Callable[[str, Path], None]:
+    """Loads a good model folder in which that file is replaced."""
 
+    def run(text: str, folder: Path) -> None:
+        small_folder(folder)
+        if name == INDEX and (folder / "model.safetensors").exists():  # else nobody looks into it
+            (folder / "model.safetensors").rename(folder / "x.safetensors")
+        put(folder / name, text)
+        load_model(folder, dtype=torch.float32)
 
-def run_model(text: str, folder: Path) -> None:
-    """A model's config.json beside good weights of another size, mostly."""
-    small_folder(folder)
-    put(folder / "config.json", text)
-    load_model(folder, dtype=torch.float32)
-
-
-def run_index(text: str, folder: Path) -> None:
-    """The index of weights in shards."""
-    small_folder(folder)
-    if (folder / "model.safetensors").exists():
-        (folder / "model.safetensors").rename(folder / "x.safetensors")
-    put(folder / "model.safetensors.index.json", text)
-    load_model(folder, dtype=torch.float32)
-
-
-def run_tokenizer(text: str, folder: Path) -> None:
-    """Whether a tokenizer's ids fit the embedding."""
-    small_folder(folder)
-    put(folder / "tokenizer.json", text)
-    load_model(folder, dtype=torch.float32)
+    return run
 
 
 def run_manifest(text: str, folder: Path) -> None:
@@ -226,7 +217,7 @@ def targets() -> list[Target]:
     headers = [mutate.tensor_file(header, 64) for header in corpus("headers")]
     settings = json.dumps(compose_settings(".", ["scale=embedded", "+experiment=l1_exact"]))
     index = json.dumps({"weight_map": dict.fromkeys(json.loads(small_header()), "x.safetensors")})
-    config = json.dumps(SMALL.to_hf_dict())
+    configs = (json.dumps(SMALL.to_hf_dict()), *corpus("configs"))
     answers, texts, rows = corpus("answers"), corpus("texts"), corpus("rows")
     manifest = {"format": 1, "step": 1, "files": {"state.json": {"bytes": 2, "sha256": "0" * 64}}}
     text, lines, tree = mutate.mutate_text, mutate.mutate_lines, mutate.mutate_json
@@ -239,20 +230,28 @@ def targets() -> list[Target]:
         Target("json", rows, tree, run_problems(".json"), files, "set.json"),
         Target("sets", rows, lines, run_sets, files),
         Target("rows", corpus("metrics"), lines, run_rows, files, "metrics.jsonl"),
+        Target("samples", corpus("samples"), lines, run_samples, files, "samples.jsonl"),
         Target("settings", (settings,), tree, run_settings, (ConfigError,)),
         Target("overrides", corpus("overrides"), text, run_overrides),
-        Target("config", (config, *corpus("configs")), tree, run_config, files, "config.json"),
-        Target("model", (config, *corpus("configs")), tree, run_model, files, "{folder}"),
+        Target("config", configs, tree, run_config, files, "config.json"),
+        Target("model", configs, tree, loading("config.json"), files, "{folder}"),
         Target(
             "tensors",
             (mutate.tensor_file(small_header(), data_size), *headers),
             mutate.mutate_tensors,
-            run_tensors,
+            loading("model.safetensors"),
             files,
             "{folder}",
         ),
-        Target("index", (index,), tree, run_index, files, "{folder}"),
-        Target("tokenizer", corpus("tokenizers"), tree, run_tokenizer, files, "tokenizer.json"),
+        Target("index", (index,), tree, loading(INDEX), files, "{folder}"),
+        Target(
+            "tokenizer",
+            corpus("tokenizers"),
+            tree,
+            loading("tokenizer.json"),
+            files,
+            "tokenizer.json",
+        ),
         Target(
             "manifest", (json.dumps(manifest),), tree, run_manifest, (CheckpointError,), "step-0"
         ),

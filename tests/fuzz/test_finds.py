@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fuzz.targets import SMALL, put, small_folder
+from tests.fuzz.targets import INDEX, SMALL, put, small_folder
 from trainer.config import ConfigError
 from trainer.data.problems import load_problems
+from trainer.evaluate.sets import load_set
+from trainer.evaluate.settings import read_settings
+from trainer.evaluate.store import SampleStore
 from trainer.files import read_json
 from trainer.grading import MAX_ANSWER_CHARS
 from trainer.model import load_model
 from trainer.model.config import read_config
+from trainer.plan.settings import read_asked
+from trainer.preflight import find_model
 from trainer.record import read_rows
 from trainer.settings import NonNeg, PosInt, build_settings, compose_settings
 
@@ -37,6 +42,9 @@ def test_deeply_nested_json_is_not_json(tmp_path: Path) -> None:
     put(tmp_path / "metrics.jsonl", DEEP + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not a JSON row"):
         read_rows(tmp_path / "metrics.jsonl")
+    put(tmp_path / "samples.jsonl", DEEP + "\n")
+    with pytest.raises(ValueError, match=r"samples\.jsonl:1: not a sample"):
+        SampleStore(tmp_path, {})
 
 
 @pytest.mark.parametrize("layers", [1_001, 2**31, 2**63, 10**400])
@@ -50,6 +58,14 @@ def test_weights_too_large_for_a_tensor(tmp_path: Path, key: str) -> None:
     """torch says TypeError or RuntimeError to such sizes."""
     for size in (2**42, 2**63, 10**400):
         refuse_config(tmp_path, "elements", **{key: size})
+
+
+def test_sizes_that_only_the_rotary_embedding_would_notice(tmp_path: Path) -> None:
+    """Frequencies are made before any weight is compared: gigabytes, or OverflowError."""
+    refuse_config(tmp_path, "head_dim", head_dim=2**31)
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 10**400}
+    refuse_config(tmp_path, "original_max_position_embeddings", rope_scaling=scaling)
 
 
 def test_a_number_beyond_floats(tmp_path: Path) -> None:
@@ -119,6 +135,25 @@ def test_overrides_that_hydra_stumbles_over(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_settings(".", ["scale=embedded", override])
     assert len(str(caught.value)) < 20_000
+
+
+def test_names_longer_than_any_file_has(tmp_path: Path) -> None:
+    """Path.is_dir raises OSError for them."""
+    name = "a" * 300
+    assert read_settings([f"model.path={name}"]).scale == "paper"
+    with pytest.raises(ConfigError, match=r"^model\.path: no such folder"):
+        find_model(name)
+    with pytest.raises(ConfigError, match=r"^plan\.shape: "):
+        read_asked([f"model.path={name}"])
+    with pytest.raises(ValueError, match="no such file"):
+        load_problems(f"{name}.jsonl")
+    small_folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    put(tmp_path / INDEX, json.dumps({"weight_map": {"a": f"{name}.safetensors"}}))
+    with pytest.raises(ValueError, match=r"index\.json: 'a+\.safetensors' is missing"):
+        load_model(tmp_path, dtype=torch.float32)
+    with pytest.raises(ValueError, match="olympiad"):
+        load_set("olympiad", name, 1)
 
 
 def test_answers_longer_than_grading_reads_are_dropped(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from rich.console import Console
 
 from tests.helpers import write_tiny_base
 from trainer.config import ConfigError
-from trainer.evaluate import local
+from trainer.evaluate import grades, local
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.display import Display
 from trainer.evaluate.evaluation import default_name, run_evaluation
 from trainer.evaluate.settings import read_settings
 from trainer.files import read_json
+from trainer.grading.grader import Grader
 
 SMALL = ("scale=embedded", "problems=3", "n=2", "budgets=[8,16]", "bootstrap=20")
 
@@ -119,6 +120,47 @@ def test_samples_of_other_settings_or_weights_are_not_mixed_in(
     weights.write_bytes(data)
     with pytest.raises(ConfigError, match="weights"):
         run_evaluation(read_settings(arguments(other, finished)))
+
+
+class OnePool:
+    """In place of grading workers: one verdict for every answer that is asked about."""
+
+    def __init__(self, verdict):
+        self.verdict, self.asked, self.left, self.closed = verdict, [], {}, False
+
+    def submit(self, key, answer, truths):
+        self.asked.append(answer)
+        self.left[key] = self.verdict
+
+    def collect(self, on_wait):
+        found, self.left = self.left, {}
+        return found
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize(("verdict", "reason"), [("same", "correct"), ("timeout", "timeout")])
+def test_the_symbolic_tier_grades_what_the_exact_one_cannot_decide(
+    verdict, reason, finished, tiny_base, tmp_path, monkeypatch, caplog
+):
+    pool = OnePool(verdict)
+    data = tmp_path / "set.jsonl"
+    data.write_text('{"problem": "?", "answer": "x^2+1"}\n')
+    monkeypatch.setattr(grades, "build_grader", lambda tiers, _: Grader(pool=pool, alarm_share=1))
+    rows = [{"text": r"</think>\boxed{(x+1)^2-2x}"}, {"text": r"</think>\boxed{1+x^2}"}]
+    monkeypatch.setattr(local, "draw", lambda s, f, jobs: [
+        local.sample_row(s, job, row["text"], 5, 1, False)
+        for job, row in zip(jobs, rows, strict=True)
+    ])  # fmt: skip
+    changes = (f"data=[{data}]", "budgets=[8]", "grading.symbolic=true")
+    settings = read_settings(arguments(tiny_base, tmp_path / "out", *changes))
+    _, evaluation = run_evaluation(settings)
+    assert evaluation["rows"][0]["reasons"][reason] == (1.0 if verdict == "same" else 0.5)
+    assert pool.asked == ["(x+1)^2-2x"] and pool.closed
+    assert ("ALARM: 1 of 2 samples" in caplog.text) == (verdict == "timeout")
+    with pytest.raises(ConfigError, match="symbolic: True -> None"):
+        run_evaluation(read_settings(arguments(tiny_base, tmp_path / "out", *changes[:2])))
 
 
 def test_truncation_is_the_free_sample_cut(tiny_base, tmp_path):

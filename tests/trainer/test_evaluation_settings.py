@@ -1,10 +1,14 @@
 """The settings of python -m trainer.evaluate: defaults by scale, and every wrong value by name."""
 
+import dataclasses
+
 import pytest
+import yaml
 
 from trainer.config import ConfigError
 from trainer.evaluate.settings import read_settings
 from trainer.files import write_json_atomic
+from trainer.settings import CONF
 
 WRONG = [
     ("bogus=1", "bogus"),
@@ -74,6 +78,11 @@ def test_defaults_are_the_papers_and_the_embedded_models_own():
     assert (small.scale, small.temperature, small.top_p) == ("embedded", 1.0, 1.0)
     assert paper.words == small.words
     assert "wait" in paper.words["self_correction"]
+
+
+def test_grading_is_as_in_a_run_but_for_the_workers():
+    run = yaml.safe_load((CONF / "grading" / "default.yaml").read_text())
+    assert run | {"workers": 1} == dataclasses.asdict(read_settings([]).grading)
 
 
 def test_lists_and_words_can_be_overridden():

@@ -42,7 +42,7 @@ BOXES = [
 
 
 @pytest.mark.parametrize(("text", "content"), BOXES)
-def test_last_box(text: str, content: str | None) -> None:
+def test_t24_last_box(text: str, content: str | None) -> None:
     assert last_box(text) == content
 
 
@@ -128,7 +128,7 @@ EQUAL = [
 
 
 @pytest.mark.parametrize(("answer", "truth"), EQUAL)
-def test_equal(answer: str, truth: str) -> None:
+def test_t24_equal(answer: str, truth: str) -> None:
     assert same_answer(answer, truth) and same_answer(truth, answer)
 
 
@@ -184,7 +184,7 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("answer", "truth"), DIFFERENT)
-def test_different(answer: str, truth: str) -> None:
+def test_t24_different(answer: str, truth: str) -> None:
     assert not same_answer(answer, truth) and not same_answer(truth, answer)
 
 
@@ -193,6 +193,7 @@ REASON_ROWS = [
     (r"a</think>\boxed{17}", "correct", "17"),
     (r"a</think>b</think>\boxed{17}", "correct", "17"),
     (r"\boxed{17}</think>b</think>none", "no_answer", None),
+    (r"a</think>\boxed{17}</think>none", "no_answer", None),
     (r"\boxed{17}</think>\boxed{18}", "wrong", "18"),
     (r"</think>\boxed{17} or \boxed{18}", "wrong", "18"),
     (r"\boxed{17}", "no_think", None),
@@ -204,7 +205,7 @@ REASON_ROWS = [
 
 
 @pytest.mark.parametrize(("text", "reason", "extracted"), REASON_ROWS)
-def test_reason(text: str, reason: str, extracted: str | None) -> None:
+def test_t24_reason(text: str, reason: str, extracted: str | None) -> None:
     score = grade(text, SEVENTEEN)
     assert (score.reason, score.extracted) == (reason, extracted)
     assert score.value == (1.0 if reason == "correct" else 0.0)
@@ -224,7 +225,7 @@ def test_length_cap_is_exact_and_comes_first() -> None:
     assert (above.reason, above.value) == ("too_long", 0.0)
 
 
-def test_any_alternative_is_correct_and_empty_ones_are_not() -> None:
+def test_t24_any_alternative_is_correct_and_empty_ones_are_not() -> None:
     problem = Problem("p", "q", ("", "four", "4"))
     assert grade(r"</think>\boxed{4.0}", problem).reason == "correct"
     assert grade(r"</think>\boxed{Four}", problem).reason == "correct"

@@ -64,7 +64,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-def test_hostile_answer_is_wrong_and_harmless(
+def test_t21_t23_hostile_answer_is_wrong_and_harmless(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -97,7 +97,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("text", "reason"), TEXTS.values(), ids=TEXTS.keys())
-def test_hostile_text_is_extracted_in_linear_time(text: str, reason: str) -> None:
+def test_t21_hostile_text_is_extracted_in_linear_time(text: str, reason: str) -> None:
     started = time.perf_counter()
     assert grade(text, SEVENTEEN).reason == reason
     assert time.perf_counter() - started < HANG_SECONDS

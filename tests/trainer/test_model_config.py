@@ -151,7 +151,7 @@ def test_scaled_rope_is_written_for_transformers_4_and_5(folder):
         ({"eos_token_id": ["</s>"]}, "eos_token_id"),
     ],
 )
-def test_config_is_refused_by_key(folder, changes, named):
+def test_t27_config_is_refused_by_key(folder, changes, named):
     write(folder, {**QWEN2, **changes})
     with pytest.raises(ValueError, match=named) as refusal:
         read_config(folder)

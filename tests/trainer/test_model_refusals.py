@@ -56,7 +56,7 @@ def edit_tensors(folder, **changes):
     save_file({k: v for k, v in tensors.items() if v is not None}, file)
 
 
-def test_pickle_weights_are_not_opened(folder):
+def test_t27_pickle_weights_are_not_opened(folder):
     canary = folder / "canary"
     # A hand-written pickle that would create the canary, under both names.
     attack = b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
@@ -109,7 +109,7 @@ def entry(start, end, shape):
         ),
     ],
 )
-def test_broken_safetensors_is_refused_by_name(folder, content):
+def test_t27_broken_safetensors_is_refused_by_name(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.safetensors: not a valid safetensors file"):
         load(folder)
@@ -126,7 +126,7 @@ def test_truncated_file(folder):
     "name",
     ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "..\\x.safetensors", "x.bin", 7],
 )
-def test_index_may_name_only_safetensors_files_of_its_folder(sharded, name):
+def test_t27_index_may_name_only_safetensors_files_of_its_folder(sharded, name):
     # The files exist, so that only the name can be the reason.
     (sharded.parent / "x.safetensors").write_bytes(b"")
     (sharded / "x.bin").write_bytes(b"")
@@ -182,7 +182,7 @@ def test_tensor_problems_are_all_listed(folder):
     assert "model.layers.0.mlp.up_proj.weight is (24, 15), config.json asks for (24, 16)" in message
 
 
-def test_vocabulary_is_not_the_embedding(folder):
+def test_t27_vocabulary_is_not_the_embedding(folder):
     edit_json(folder / "config.json", vocab_size=32)
     with pytest.raises(ValueError, match=r"embed_tokens\.weight is \(31, 16\).*\(32, 16\)"):
         load(folder)
@@ -196,7 +196,7 @@ def test_vocabulary_is_not_the_embedding(folder):
         {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 31, "content": "<x>"}]},
     ],
 )
-def test_tokenizer_with_ids_beyond_the_embedding(folder, tokenizer):
+def test_t27_tokenizer_with_ids_beyond_the_embedding(folder, tokenizer):
     file = folder / "tokenizer.json"
     file.write_text(json.dumps({"model": {"vocab": {"a": 30}}}))
     load(folder)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from os.path import isfile
 from pathlib import Path
 
 from trainer.grading import MAX_ANSWER_CHARS
@@ -132,7 +133,7 @@ def _file_rows(path: Path) -> tuple[Iterator[Row], str]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path}: expected one of {', '.join(readers)}, or hub:owner/name[:split]")
-    if not path.is_file():
+    if not isfile(path):  # False for a name too long for any; Path.is_file raises
         raise ValueError(f"{path}: no such file")
     content = path.read_bytes()
     return reader(path, content), hashlib.sha256(content).hexdigest()

@@ -23,6 +23,7 @@ from trainer.data.prompts import instruct
 from trainer.evaluate.local import sample_row
 from trainer.evaluate.methods import Job, token_limit
 from trainer.evaluate.settings import ApiSettings, EvaluationSettings
+from trainer.json_text import parse_json
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that may be better next time
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds
@@ -93,7 +94,7 @@ def _sample(settings: EvaluationSettings, job: Job, stop: threading.Event) -> di
     try:
         choice, usage = answer["choices"][0], answer["usage"]
         message = choice["message"]
-        text = message.get("content") or ""
+        text = "".join(filter(None, [message.get("content")]))  # TypeError for what is no text
         if message.get("reasoning_content"):  # vLLM and others keep the thinking apart
             text = f"{message['reasoning_content']}</think>{text}"
         tokens, prompt = int(usage["completion_tokens"]), int(usage["prompt_tokens"])
@@ -124,7 +125,7 @@ def post(api: ApiSettings, body: dict[str, Any], stop: threading.Event) -> dict[
         asked_pause = 0.0
         try:
             with opener.open(request, timeout=api.timeout_s) as response:
-                return json.loads(response.read(MOST_BYTES))
+                return parse_json(response.read(MOST_BYTES))
         except HTTPError as error:
             said = error.read(2000).decode(errors="replace")
             problem = f"status {error.code}: {said}"

@@ -15,11 +15,13 @@ from trainer.evaluate import api, local
 from trainer.evaluate.behaviour import behaviour, thinking
 from trainer.evaluate.display import Display
 from trainer.evaluate.figures import Figures, figures
+from trainer.evaluate.grades import graded
 from trainer.evaluate.methods import Job, jobs, token_limit
 from trainer.evaluate.sets import load_set
 from trainer.evaluate.settings import EvaluationSettings, run_config
 from trainer.evaluate.store import SampleStore
 from trainer.files import write_json_atomic
+from trainer.grading.grader import sound_alarm
 from trainer.metrics import correlation
 from trainer.preflight import find_model
 from trainer.settings import flatten
@@ -48,11 +50,12 @@ def run_evaluation(settings: EvaluationSettings) -> tuple[Path, dict[str, Any]]:
     kept = len(wanted) - len(missing)
     try:
         with Display(name, len(missing), sum(expected.values()), kept) as display:
-            for row in rows if missing else ():
+            for row in graded(settings, missing, rows) if missing else ():
                 store.add(row)
                 display.sample(expected[row["data"], row["problem_id"], row["budget"], row["k"]])
     finally:
         store.close()
+    sound_alarm([row["reason"] for row in store.select(wanted)], settings.grading.alarm_share)
     evaluation = {
         "model": settings.api.model if remote else settings.model.path,
         "method": name,
@@ -84,6 +87,8 @@ def default_name(settings: EvaluationSettings) -> str:
 def identity(settings: EvaluationSettings, folder: Path | None) -> dict[str, Any]:
     """What all samples of one folder have in common, as JSON."""
     shared = {key: getattr(settings, key) for key in ("method", *SHAPING)}
+    if settings.grading.symbolic:
+        shared["symbolic"] = True
     if folder is None:
         return {**shared, "url": settings.api.url, "model": settings.api.model}
     shared["weights"] = local.weights_of(folder)

@@ -11,12 +11,9 @@ import torch
 from trainer.evaluate.methods import Job, local_request, think_length, token_limit
 from trainer.evaluate.settings import EvaluationSettings
 from trainer.files import fingerprint
-from trainer.grading import grade
-from trainer.grading.tolerance import within
 from trainer.model import load_model
 from trainer.preflight import find_device, load_tokenizer
 from trainer.rollout import RolloutEngine, Sampling
-from trainer.types import Score
 
 Progress = Callable[[Job], None]
 
@@ -64,8 +61,7 @@ def sample_row(
     think_tokens: int,
     truncated: bool,
 ) -> dict[str, Any]:
-    """One graded sample as samples.jsonl holds it."""
-    score = grade_within(text, job, settings.require_think)
+    """One sample as samples.jsonl holds it, but for its grade."""
     return {
         "data": job.data,
         "problem_id": job.problem.id,
@@ -78,19 +74,5 @@ def sample_row(
         "think_tokens": think_tokens,
         "truncated": truncated,
         "limit": token_limit(settings, job.budget),
-        "correct": score.value == 1.0,
-        "reason": score.reason,
-        "answer": score.extracted,
         "truth": " or ".join(job.problem.answers),
     }
-
-
-def grade_within(text: str, job: Job, require_think: bool) -> Score:
-    """The exact grade; where the problem has a tolerance, a number that close is right as well."""
-    problem = job.problem
-    score = grade(text, problem, require_think=require_think)
-    if problem.tolerance and score.reason == "wrong" and score.extracted is not None:
-        answers = problem.answers
-        if any(within(score.extracted, truth, problem.tolerance) for truth in answers):
-            return Score(1.0, "correct", score.extracted)
-    return score

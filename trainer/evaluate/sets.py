@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _named(name: str, data: DataSet, data_dir: str | None, limit: int) -> tuple[
     source = data.hub
     if data_dir is not None:
         files = [Path(data_dir) / f"{name}{suffix}" for suffix in SUFFIXES]
-        source = next((str(file) for file in files if file.is_file()), source)
+        source = next((str(file) for file in files if isfile(file)), source)
     try:
         problems = _converted(name, data, source)
     except ValueError as error:

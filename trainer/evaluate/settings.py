@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config import ConfigError, ModelSettings
+from trainer.config import ConfigError, GradingSettings, ModelSettings
 from trainer.files import read_json
 from trainer.settings import Count, NonNeg, Pos, PosInt, Share, build_settings, compose_settings
 
@@ -77,6 +78,8 @@ class EvaluationSettings:
     """Response limit where there is no budget."""
     require_think: bool
     """No `</think>` means incorrect. Off for models that do not write the tag."""
+    grading: GradingSettings
+    """As in a run; the workers grade one sample at a time."""
     seed: Count
     bootstrap: PosInt
     """Resamples of the problems, for the interval."""
@@ -123,6 +126,8 @@ def scale_of(model_path: str) -> str:
 def run_config(model_path: str) -> dict[str, Any] | None:
     """The configuration of the run that `model_path` (run folder or checkpoint) is of, or None."""
     folder = Path(model_path)
+    if not isdir(folder):  # also for a name too long for any, where Path.is_dir raises
+        return None
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
         return read_json(folder / "config.json")
     if (folder / "state.json").is_file():

@@ -11,6 +11,7 @@ from typing import Any
 from trainer.config import ConfigError
 from trainer.evaluate.methods import Job
 from trainer.files import read_json, write_json_atomic
+from trainer.json_text import parse_json
 from trainer.settings import changes
 
 SAMPLES, IDENTITY = "samples.jsonl", "samples.json"
@@ -40,7 +41,7 @@ class SampleStore:
         whole = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:whole].splitlines(), start=1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 self.rows[row_key(row)] = row
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{self.path}:{number}: not a sample ({error!r})") from None

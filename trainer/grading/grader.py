@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.grading import MAX_ANSWER_CHARS, UNGRADED, grade
@@ -70,17 +70,24 @@ class Grader:
                 scores[key] = Score(1.0, "correct", extracted)
             elif verdict in UNGRADED:
                 scores[key] = Score(0.0, verdict, extracted)
-        self._sound_alarm(scores)
+        sound_alarm([score.reason for score in scores.values()], self.alarm_share)
         return scores
 
-    def _sound_alarm(self, scores: dict[int, Score]) -> None:
-        lost = Counter(score.reason for score in scores.values() if score.reason in UNGRADED)
-        if scores and lost.total() > self.alarm_share * len(scores):
-            log.error(
-                "ALARM: %d of %d samples could not be graded (%s), more than grading.alarm_share="
-                "%g; they take no part in the update",
-                lost.total(), len(scores), dict(lost), self.alarm_share,
-            )  # fmt: skip
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self.pool is not None:
+            self.pool.close()
+
+
+def sound_alarm(reasons: Sequence[str], alarm_share: float) -> None:
+    """Says in the log, as an error, that more than this share of samples could not be graded."""
+    lost = Counter(reason for reason in reasons if reason in UNGRADED)
+    if lost.total() > alarm_share * len(reasons):
+        log.error(
+            "ALARM: %d of %d samples could not be graded (%s), more than grading.alarm_share=%g; "
+            "no update counts them",
+            lost.total(), len(reasons), dict(lost), alarm_share,
+        )  # fmt: skip
 
 
 def undecided(answer: str, problem: Problem) -> tuple[str, ...]:

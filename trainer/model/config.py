@@ -22,6 +22,7 @@ ARCHITECTURES = {
 # Far above any model there is, and below what hangs or overflows before a weight is compared.
 MAX_LAYERS = 1_000
 MAX_ELEMENTS = 2**40  # of one weight
+MAX_HEAD_DIM = 2**16
 # Keys each kind of rope scaling may hold; any other key would silently change the frequencies.
 _ROPE_KEYS = {
     "default": set(),
@@ -234,8 +235,10 @@ def _head_dim(raw: dict[str, Any], file: Path) -> int:
     # Qwen3 left head_dim out of config.json where it had its default of 128.
     default = 128 if raw["model_type"] == "qwen3" else hidden // heads
     head_dim = _size(raw, "head_dim", file, default=default)
-    if head_dim % 2:
-        raise ValueError(f"{file}: head_dim {head_dim} is odd, rotary embedding needs pairs")
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise ValueError(
+            f"{file}: head_dim {head_dim}: rotary embedding needs pairs, {MAX_HEAD_DIM} at most"
+        )
     return head_dim
 
 
@@ -243,6 +246,8 @@ def _size(raw: dict[str, Any], key: str, file: Path, default: int | None = None)
     value = default if raw.get(key) is None else raw[key]
     if type(value) is not int or value < 1:  # bool is an int to isinstance
         raise ValueError(f"{file}: {key} must be a positive integer, found {value!r}")
+    if value > MAX_ELEMENTS:
+        raise ValueError(f"{file}: {key} is more than {MAX_ELEMENTS}, the most elements of any")
     return value
 
 

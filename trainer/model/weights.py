@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from os.path import isfile
 from pathlib import Path
 
 import torch
@@ -127,7 +128,7 @@ def _weight_files(folder: Path) -> list[Path]:
         # A plain name only: a path could lead out of the folder.
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise ValueError(f"{folder / INDEX}: {name!r} is no safetensors file of this folder")
-        if not (folder / name).is_file():
+        if not isfile(folder / name):  # False for a name too long for any; Path.is_file raises
             raise ValueError(f"{folder / INDEX}: {name!r} is missing")
         files.append(folder / name)
     return files

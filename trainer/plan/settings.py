@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Literal
 
@@ -140,9 +141,9 @@ def find_shape(config: Config, plan: PlanSettings) -> ModelConfig:
     """The model's sizes: plan.shape, else model.path when it is a folder or is in conf/shapes."""
     path = plan.shape or config.model.path
     stored = SHAPES / Path(path).name
-    if path == EMBEDDED or Path(path).is_dir():
+    if path == EMBEDDED or isdir(path):
         return read_config(find_model(path))
-    if stored.is_dir():
+    if isdir(stored):
         return read_config(stored)
     known = ", ".join(sorted(folder.name for folder in SHAPES.iterdir()))
     raise ConfigError(
