@@ -131,6 +131,8 @@ def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(CONF / folder), version_base="1.3"):
             return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    # OSError: a key longer than a file name; RecursionError: 1,000 brackets.
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
+    # OSError: a key longer than a file name; RecursionError: 1,000 brackets; AssertionError: "+=".
+    except (
+        HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError, AssertionError,
+    ) as error:  # fmt: skip
         raise ConfigError(f"{' '.join(overrides)}: {error}") from error

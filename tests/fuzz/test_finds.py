@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.fuzz.targets import INDEX, SMALL, put, small_folder
-from trainer.config import ConfigError
+from trainer.config import ConfigError, parse_config
 from trainer.data.problems import load_problems
 from trainer.evaluate.sets import load_set
 from trainer.evaluate.settings import read_settings
@@ -129,9 +129,9 @@ def test_an_integer_beyond_floats(hint: object) -> None:
         build_settings(Settings, {"lr": 10**400}, "")
 
 
-@pytest.mark.parametrize("override", ["a" * 5_000 + "=1", "seed=" + "[" * 2_000])
+@pytest.mark.parametrize("override", ["a" * 5_000 + "=1", "seed=" + "[" * 2_000, "+="])
 def test_overrides_that_hydra_stumbles_over(override: str) -> None:
-    """OSError for a group's name longer than a file's may be; RecursionError in its parser."""
+    """OSError for a group's name longer than a file's may be; RecursionError, AssertionError."""
     with pytest.raises(ConfigError) as caught:
         compose_settings(".", ["scale=embedded", override])
     assert len(str(caught.value)) < 20_000
@@ -154,6 +154,14 @@ def test_names_longer_than_any_file_has(tmp_path: Path) -> None:
         load_model(tmp_path, dtype=torch.float32)
     with pytest.raises(ValueError, match="olympiad"):
         load_set("olympiad", name, 1)
+
+
+def test_budgets_without_end() -> None:
+    """All of them were counted, to see whether budget.skip leaves one: MemoryError."""
+    settings = compose_settings(".", ["scale=embedded", "+experiment=l1_exact"])
+    settings["budget"]["max"] = 2**62
+    with pytest.raises(ConfigError, match=r"^budget\.max: "):
+        parse_config(settings)
 
 
 def test_answers_longer_than_grading_reads_are_dropped(tmp_path: Path) -> None:
