@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError
+from trainer.embedded.outside import JUDGED
 from trainer.evaluate.settings import read_settings
 from trainer.results import claims
 from trainer.results.claims import (
@@ -89,13 +90,18 @@ def test_the_base_at_its_own_length():
 
 
 def test_outside_training():
-    assert holds_outside({"l1_exact:a": GOOD, "l1_exact:b": GOOD}).met
-    assert not holds_outside({"l1_exact:a": GOOD, "l1_exact:b": rows([0.3] * 4)}).met
-    assert not holds_outside({}).met
+    good = {f"l1_exact:{name}": GOOD for name in JUDGED}
+    assert holds_outside(good).met
+    for accuracies in ([0.3] * 4, [0.3, 0.2, 0.7, 0.8]):  # no rise; a dip
+        assert not holds_outside({**good, f"l1_exact:{JUDGED[1]}": rows(accuracies)}).met
+    assert not holds_outside({f"l1_exact:{JUDGED[0]}": GOOD}).met  # one is missing
+    shown = holds_outside({**good, "l1_exact:embedded_long": rows([0.3, 0.2, 0.1, 0.8])})
+    assert shown.met and "embedded_long (shown, not judged): deviation 3.0%" in shown.evidence
 
 
 def test_all_six_are_judged():
-    names = ("base", "s1", "l1_exact", "l1_max", "l1_exact_at_base", "l1_exact:embedded_long")
+    names = ["base", "s1", "l1_exact", "l1_max", "l1_exact_at_base"]
+    names += [f"l1_exact:{name}" for name in JUDGED]
     methods = dict.fromkeys(names, GOOD)
     found = claims.judge(methods, (1.0, 2.0))
     assert [claim.number for claim in found] == [1, 2, 3, 4, 5, 6]
