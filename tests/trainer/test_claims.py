@@ -1,12 +1,15 @@
 """The six claims: each at its edge, from rows made by hand; and the plan behind them."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trainer.config import ConfigError
+from trainer.embedded.chains import Line, closing
 from trainer.embedded.outside import JUDGED
+from trainer.embedded.task import NUMBERS, TERMS
 from trainer.evaluate.settings import read_settings
 from trainer.results import claims
 from trainer.results.claims import (
@@ -21,7 +24,9 @@ from trainer.results.claims import (
 )
 from trainer.results.plan import (
     ABLATIONS,
+    BETWEEN,
     BUDGETS,
+    SKIP,
     Plan,
     ablation_stages,
     base_stages,
@@ -111,13 +116,31 @@ def test_all_six_are_judged():
 # The plan -------------------------------------------------------------------------------------
 
 
-def test_half_of_the_budgets_are_never_drawn_in_training():
-    plan = replace(PLAN, budgets=(10, 20, 30, 40))
+def test_training_never_draws_what_is_skipped():
+    plan = replace(PLAN, skip=(20, 30))
     for stage in training_stages(plan, 0).values():
         assert "budget.skip=[20,30]" in stage.arguments
+    assert set(SKIP) & set(BUDGETS) and set(SKIP) <= {*BUDGETS, *BETWEEN}  # so it is evaluated
     for budgets in ((10, 20, 30), (10, 30, 20, 40), (10, 10, 20, 30), (10, 20, 30, 40, 50)):
         with pytest.raises(ConfigError, match="--budgets: expected four, ascending"):
             replace(PLAN, budgets=budgets)
+
+
+def test_no_judged_budget_is_at_the_edge_of_a_whole_chain():
+    for count in range(TERMS[0], TERMS[1] + 1):
+        rng = random.Random(count)
+        # What decides the length is how many digits the partial sums have: the ends, and some.
+        sums = [[1] * count, [9] * count]
+        sums += [[rng.randint(*NUMBERS) for _ in range(count)] for _ in range(300)]
+        lengths = []
+        for numbers in sums:
+            lines = sum(
+                len(Line(sum(numbers[:i]), [numbers[i]], 0).pieces(sum(numbers[: i + 1])))
+                for i in range(1, count)
+            )
+            lengths.append(lines + len(closing(sum(numbers))))
+        for budget in BUDGETS:
+            assert budget < min(lengths) or budget >= max(lengths), (count, budget)
 
 
 def test_every_evaluation_is_one_that_the_command_takes():

@@ -22,6 +22,7 @@ from trainer.results.document import write_document
 from trainer.results.plan import (
     ABLATIONS,
     BUDGETS,
+    SKIP,
     Plan,
     ablation_stages,
     base_stages,
@@ -67,10 +68,6 @@ def run(plan: Plan) -> float:
 
 def _plan(args: argparse.Namespace) -> Plan:
     problems, samples = (8, 1) if args.quick else (500, 2)
-    try:
-        budgets = tuple(map(int, args.budgets.split(",")))
-    except ValueError as error:
-        raise ConfigError(f"--budgets: expected numbers with commas, got {args.budgets}") from error
     return Plan(
         root=args.root or Path("runs/results-quick" if args.quick else "runs/results"),
         model=args.model,
@@ -80,8 +77,16 @@ def _plan(args: argparse.Namespace) -> Plan:
         ablations=args.ablations,
         quick=args.quick,
         train=tuple(args.train),
-        budgets=budgets,
+        budgets=_numbers("--budgets", args.budgets),
+        skip=_numbers("--skip", args.skip),
     )
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise ConfigError(f"{option}: expected numbers with commas, got {text}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,11 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="embedded", help="the base, as model.path")
     parser.add_argument("--problems", type=int, help="held-out problems an evaluation")
     parser.add_argument("--samples", type=int, help="samples a problem and budget")
-    parser.add_argument(
-        "--budgets",
-        default=",".join(map(str, BUDGETS)),
-        help="four, ascending; training never draws the two in the middle",
-    )
+    for option, default, says in (
+        ("--budgets", BUDGETS, "four, ascending; they are judged"),
+        ("--skip", SKIP, "budgets that training never draws"),
+    ):
+        parser.add_argument(option, default=",".join(map(str, default)), help=says)
     parser.add_argument("--seeds", type=int, default=1, help="training seeds, from 0 on")
     parser.add_argument("--ablations", action="store_true", help=", ".join(ABLATIONS))
     parser.add_argument("--quick", action="store_true", help="minutes, to see it work; no result")

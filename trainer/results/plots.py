@@ -10,9 +10,9 @@ from matplotlib.figure import Figure  # drawn by Agg: no pyplot, so no display a
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 
 from trainer.charts import BLUE, GREEN, GREY, ORANGE, PALETTE
-from trainer.plots import DPI
 from trainer.results.claims import Rows
 
+DPI = 110
 STYLES = {
     "base": (GREY, "*"),
     "base_prompted": (GREY, "s"),

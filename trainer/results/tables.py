@@ -47,26 +47,45 @@ def claim_table(verdicts: Sequence[Sequence[Claim]]) -> str:
 
 def budget_table(seeds: Sequence[Methods]) -> str:
     """Methods against budgets, accuracy and tokens used; `seeds`: methods by training seed."""
-    budgets = [row["budget"] for row in seeds[0]["l1_exact"]]
-    lines = []
-    for name in [name for name in METHODS if name != "base"]:
-        of = [methods[name] for methods in (seeds if name in TRAINED else seeds[:1])]
-        cells = [
-            f"{_spread([row['pass1'] for row in rows], '.1%')}, "
-            f"{statistics.mean(row['mean_tokens'] for row in rows):.1f}"
-            for rows in zip(*of, strict=True)
-        ]
-        lines.append([METHODS[name], *cells])
+    named = {title: [of[name] for of in seeds] for name, title in METHODS.items() if name != "base"}
     known = {name: seeds[0][name][0]["correlation"] for name in METHODS}
     listed = [f"{METHODS[name]} {value:.3f}" for name, value in known.items() if value is not None]
     (free,) = seeds[0]["base"]
     return "\n\n".join(
         (
             "## Methods and budgets",
-            f"Right, then tokens used.{_of(len(seeds), 'L1: ')} The base model without a budget: "
+            f"Right, then tokens used.{_of(len(seeds))} The base model without a budget: "
             f"{free['pass1']:.1%}, {free['mean_tokens']:.1f}.",
-            table(["", *(f"{budget} asked" for budget in budgets)], lines),
+            _by_budget(named),
             f"Correlation of used with requested tokens, seed 0: {', '.join(listed)}.",
+        )
+    )
+
+
+def _by_budget(named: Mapping[str, Sequence[Rows]]) -> str:
+    """`named`: the rows of each training seed by what their line is called."""
+    lines = []
+    for title, seeds in named.items():
+        cells = []
+        for rows in zip(*seeds, strict=True):
+            used = statistics.mean(row["mean_tokens"] for row in rows)
+            cells.append(f"{_spread([row['pass1'] for row in rows], '.1%')}, {used:.1f}")
+        lines.append([title, *cells])
+    budgets = [row["budget"] for row in next(iter(named.values()))[0]]
+    return table(["", *(f"{budget} asked" for budget in budgets)], lines)
+
+
+def between_table(seeds: Sequence[Methods]) -> str:
+    """L1-Exact and L1-Max at budgets that no claim is judged by; methods by training seed."""
+    named = {METHODS[name]: [of[f"{name}_between"] for of in seeds] for name in TRAINED}
+    best = zip(*named[METHODS["l1_max"]], strict=True)
+    over = [_spread([row["over"] for row in rows], ".1%") for rows in best]
+    return "\n".join(
+        (
+            "## Other budgets, not judged\n",
+            f"As above, and the share of L1-Max's samples over the limit.{_of(len(seeds))}\n",
+            _by_budget(named),
+            f"| L1-Max, over | {' | '.join(over)} |",
         )
     )
 
@@ -81,7 +100,7 @@ def seed_table(seeds: Sequence[Methods]) -> str:
             cells = [_spread([row[key] for row in rows], style) for key, style in SPREAD.items()]
             lines.append([METHODS[name], str(rows[0]["budget"]), *cells])
     columns = ["", "asked", "used", "right", "deviation", "over"]
-    title = f"## Spread over {len(seeds)} seeds\n\n{_of(len(seeds), '').strip()}"
+    title = f"## Spread over {len(seeds)} training seeds\n\nMean (least to most)."
     return f"{title}\n\n{table(columns, lines)}"
 
 
@@ -109,17 +128,16 @@ def ablation_table(main: Sequence[Rows], changed: Mapping[str, Rows]) -> str:
     return f"## Ablations\n\n{said}\n\n{table(columns, lines)}"
 
 
-def outside_tables(methods: Methods) -> str:
-    """L1-Exact and the prompted base on what RL did not train on."""
+def outside_table(seeds: Sequence[Methods]) -> str:
+    """L1-Exact and the prompted base on what RL did not train on; methods by training seed."""
     kinds = "; ".join(f"`{name}`: {_kind(*kind)}" for name, kind in OUTSIDE.items())
     known = f"RL trains on {_kind(TERMS, NUMBERS)}; the base met all of these before."
-    parts = ["## Out of distribution", f"{kinds}. {known} Seed 0."]
-    for key, rows in methods.items():
-        label, _, data = key.partition(":")
-        if data:
-            name = METHODS["base_prompted" if label == "base" else label]
-            parts += [f"### {name} on {data}", row_table(rows)]
-    return "\n\n".join(parts)
+    named = {}
+    for data in OUTSIDE:
+        named[f"{METHODS['base_prompted']}, `{data}`"] = [of[f"base:{data}"] for of in seeds]
+        named[f"{METHODS['l1_exact']}, `{data}`"] = [of[f"l1_exact:{data}"] for of in seeds]
+    said = f"{kinds}. {known} Right, then tokens used.{_of(len(seeds))}"
+    return f"## Out of distribution\n\n{said}\n\n{_by_budget(named)}"
 
 
 def _kind(terms: tuple[int, int], span: tuple[int, int]) -> str:
@@ -128,9 +146,14 @@ def _kind(terms: tuple[int, int], span: tuple[int, int]) -> str:
 
 
 def details(methods: Methods) -> str:
-    """All figures of every method."""
-    parts = [f"### {title}\n\n{row_table(methods[name])}" for name, title in METHODS.items()]
-    return "\n\n".join(["## Each method\n\nSeed 0.", *parts])
+    """All figures of every method on every data set."""
+    parts = ["## Each method\n\nSeed 0."]
+    for key, rows in methods.items():
+        name, _, data = key.partition(":")
+        if data or name in METHODS:
+            title = METHODS["base_prompted" if data and name == "base" else name]
+            parts.append(f"### {title}{f', `{data}`' if data else ''}\n\n{row_table(rows)}")
+    return "\n\n".join(parts)
 
 
 def row_table(rows: Rows) -> str:
@@ -168,11 +191,11 @@ def behaviour_table(methods: Methods) -> str:
     return f"## Behaviour\n\n{said}\n\n{table(['', 'asked', *titles], lines)}"
 
 
-def _of(seeds: int, subject: str) -> str:
-    return f" {subject}mean of {seeds} training seeds (least to most)." if seeds > 1 else ""
+def _of(seeds: int) -> str:
+    return f" L1: mean of {seeds} training seeds (least to most)." if seeds > 1 else ""
 
 
 def _spread(values: Sequence[float], style: str) -> str:
     """A mean with the least and the most, where there are several."""
     mean, least, most = statistics.mean(values), min(values), max(values)
-    return f"{mean:{style}}" + (f" ({least:{style}} to {most:{style}})" if len(values) > 1 else "")
+    return f"{mean:{style}}" + (f" ({least:{style}} to {most:{style}})" if least < most else "")
