@@ -10,7 +10,7 @@ from trainer.config import ConfigError
 from trainer.embedded.outside import OUTSIDE
 
 # Judged. For each number of digits its whole chains (4: 23 to 29 tokens, 5: 31 to 37, 6: 39 to 45,
-# 7: 47 to 53, 8: 53 to 61) either all fit or none does: at an edge a sum may miss by a token.
+# 7: 47 to 53, 8: 53 to 61) nearly all fit or hardly any: at an edge a sum may miss by a token.
 BUDGETS = (16, 22, 46, 72)
 BETWEEN = (20, 26, 30, 38, 54, 62)  # shown, edges among them
 SKIP = (26, 46)  # never drawn in training
