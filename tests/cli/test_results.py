@@ -31,14 +31,15 @@ def finished(tiny_base, tmp_path_factory) -> Path:
 
 def test_the_document_states_every_claim_with_table_plot_and_commands(finished):
     text = (finished / "results.md").read_text()
-    verdicts = re.findall(r"^\| (\d) \| .* \| \*\*(?:not )?met\*\* \| .+ \|$", text, re.MULTILINE)
+    verdicts = re.findall(r"^\| (\d) \| .* \| \*\*[01] of 1\*\* \| .*met.* \|$", text, re.MULTILINE)
     assert verdicts == list("123456")
     assert "no result" in text  # it was a quick one
     for heading in ("base model, no budget", "S1 budget forcing", "**L1-Exact**", "**L1-Max**",
                     "Out of distribution", "Behaviour", "Commands"):  # fmt: skip
         assert heading in text
     assert "python -m trainer.run +experiment=l1_max" in text
-    assert imread(finished / "results.png").shape[1] > 1000
+    for plot in ("results.png", "results_outside.png"):
+        assert f"({plot})" in text and imread(finished / plot).shape[1] > 1000
     assert "nan" not in text
 
 

@@ -1,11 +1,16 @@
 """The six claims: each at its edge, from rows made by hand; and the plan behind them."""
 
+import itertools
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trainer.config import ConfigError
+from trainer.embedded.chains import Line, closing
+from trainer.embedded.outside import JUDGED
+from trainer.embedded.task import NUMBERS, TERMS
 from trainer.evaluate.settings import read_settings
 from trainer.results import claims
 from trainer.results.claims import (
@@ -20,7 +25,9 @@ from trainer.results.claims import (
 )
 from trainer.results.plan import (
     ABLATIONS,
+    BETWEEN,
     BUDGETS,
+    SKIP,
     Plan,
     ablation_stages,
     base_stages,
@@ -89,13 +96,18 @@ def test_the_base_at_its_own_length():
 
 
 def test_outside_training():
-    assert holds_outside({"l1_exact:a": GOOD, "l1_exact:b": GOOD}).met
-    assert not holds_outside({"l1_exact:a": GOOD, "l1_exact:b": rows([0.3] * 4)}).met
-    assert not holds_outside({}).met
+    good = {f"l1_exact:{name}": GOOD for name in JUDGED}
+    assert holds_outside(good).met
+    for accuracies in ([0.3] * 4, [0.3, 0.2, 0.7, 0.8]):  # no rise; a dip
+        assert not holds_outside({**good, f"l1_exact:{JUDGED[1]}": rows(accuracies)}).met
+    assert not holds_outside({f"l1_exact:{JUDGED[0]}": GOOD}).met  # one is missing
+    shown = holds_outside({**good, "l1_exact:embedded_long": rows([0.3, 0.2, 0.1, 0.8])})
+    assert shown.met and "embedded_long (shown, not judged): deviation 3.0%" in shown.evidence
 
 
 def test_all_six_are_judged():
-    names = ("base", "s1", "l1_exact", "l1_max", "l1_exact_at_base", "l1_exact:embedded_long")
+    names = ["base", "s1", "l1_exact", "l1_max", "l1_exact_at_base"]
+    names += [f"l1_exact:{name}" for name in JUDGED]
     methods = dict.fromkeys(names, GOOD)
     found = claims.judge(methods, (1.0, 2.0))
     assert [claim.number for claim in found] == [1, 2, 3, 4, 5, 6]
@@ -105,13 +117,33 @@ def test_all_six_are_judged():
 # The plan -------------------------------------------------------------------------------------
 
 
-def test_half_of_the_budgets_are_never_drawn_in_training():
-    plan = replace(PLAN, budgets=(10, 20, 30, 40))
+def test_training_never_draws_what_is_skipped():
+    plan = replace(PLAN, skip=(20, 30))
     for stage in training_stages(plan, 0).values():
         assert "budget.skip=[20,30]" in stage.arguments
+    assert set(SKIP) & set(BUDGETS) and set(SKIP) <= {*BUDGETS, *BETWEEN}  # so it is evaluated
     for budgets in ((10, 20, 30), (10, 30, 20, 40), (10, 10, 20, 30), (10, 20, 30, 40, 50)):
         with pytest.raises(ConfigError, match="--budgets: expected four, ascending"):
             replace(PLAN, budgets=budgets)
+
+
+def whole_chain(numbers):
+    """Tokens of a chain that adds number by number."""
+    sums = list(itertools.accumulate(numbers))
+    lines = [Line(a, [b], a + b) for a, b in zip(sums, numbers[1:], strict=False)]
+    return sum(len(line.pieces(line.result)) for line in lines) + len(closing(sums[-1]))
+
+
+def test_no_judged_budget_is_at_the_edge_of_a_whole_chain():
+    assert whole_chain([3, 9, 7, 4]) == len("3+9=12|12+7=19|19+4=23|") + 6
+    edges = set()
+    for count in range(TERMS[0], TERMS[1] + 1):
+        rng = random.Random(count)
+        lengths = [whole_chain([rng.randint(*NUMBERS) for _ in range(count)]) for _ in range(500)]
+        for budget in (*BUDGETS, 26):
+            fit = sum(length <= budget for length in lengths) / len(lengths)
+            edges |= {budget} if 0.02 < fit < 0.98 else set()
+    assert edges == {26}
 
 
 def test_every_evaluation_is_one_that_the_command_takes():

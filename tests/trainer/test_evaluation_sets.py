@@ -160,5 +160,5 @@ def test_problems_outside_are_outside_and_right(kind):
         assert low <= len(numbers) <= high and least <= min(numbers) and max(numbers) <= most
         assert problem.answers == (str(sum(numbers)),)
     assert counts == set(range(low, high + 1))
-    assert low > task.TERMS[1] or least > task.NUMBERS[1]  # else it is what was trained on
+    assert low > task.TERMS[1] or most > task.NUMBERS[1]  # else it is what was trained on
     assert make_outside(0, 3, kind) == make_outside(0, 3, kind) != make_outside(1, 3, kind)

@@ -22,6 +22,7 @@ from trainer.results.document import write_document
 from trainer.results.plan import (
     ABLATIONS,
     BUDGETS,
+    SKIP,
     Plan,
     ablation_stages,
     base_stages,
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         plan = _plan(args)
-        run(plan)
+        seconds = run(plan)
     except (ValueError, CheckpointError) as error:  # ConfigError is a ValueError
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -44,32 +45,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     write_document(plan, args.out)
-    print(f"done: {args.out}")
+    print(f"done: {args.out}; what it shows took {seconds / 60:.0f} minutes to train and evaluate")
     return 0
 
 
-def run(plan: Plan) -> None:
-    """Every stage of the plan, the cheapest first. Raises ValueError for what a user can mend."""
+def run(plan: Plan) -> float:
+    """Every stage of the plan, the cheapest first; the seconds they took, now or earlier.
+
+    Raises ValueError for what a user can mend.
+    """
     base = base_stages(plan)
-    for stage in base.values():
-        run_stage(stage)
+    seconds = sum(map(run_stage, base.values()))
     (row,) = evaluation_of(base["base"])["rows"]
     for seed in range(plan.seeds):
-        for stage in training_stages(plan, seed).values():
-            run_stage(stage)
-        for stage in evaluation_stages(plan, seed, row["mean_tokens"]).values():
-            run_stage(stage)
+        seconds += sum(map(run_stage, training_stages(plan, seed).values()))
+        evaluations = evaluation_stages(plan, seed, row["mean_tokens"])
+        seconds += sum(map(run_stage, evaluations.values()))
     for name in ABLATIONS if plan.ablations else ():
-        for stage in ablation_stages(plan, name).values():
-            run_stage(stage)
+        seconds += sum(map(run_stage, ablation_stages(plan, name).values()))
+    return seconds
 
 
 def _plan(args: argparse.Namespace) -> Plan:
     problems, samples = (8, 1) if args.quick else (500, 2)
-    try:
-        budgets = tuple(map(int, args.budgets.split(",")))
-    except ValueError as error:
-        raise ConfigError(f"--budgets: expected numbers with commas, got {args.budgets}") from error
     return Plan(
         root=args.root or Path("runs/results-quick" if args.quick else "runs/results"),
         model=args.model,
@@ -79,8 +77,16 @@ def _plan(args: argparse.Namespace) -> Plan:
         ablations=args.ablations,
         quick=args.quick,
         train=tuple(args.train),
-        budgets=budgets,
+        budgets=_numbers("--budgets", args.budgets),
+        skip=_numbers("--skip", args.skip),
     )
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise ConfigError(f"{option}: expected numbers with commas, got {text}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,11 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="embedded", help="the base, as model.path")
     parser.add_argument("--problems", type=int, help="held-out problems an evaluation")
     parser.add_argument("--samples", type=int, help="samples a problem and budget")
-    parser.add_argument(
-        "--budgets",
-        default=",".join(map(str, BUDGETS)),
-        help="four, ascending; training never draws the two in the middle",
-    )
+    for option, default, says in (
+        ("--budgets", BUDGETS, "four, ascending; they are judged"),
+        ("--skip", SKIP, "budgets that training never draws"),
+    ):
+        parser.add_argument(option, default=",".join(map(str, default)), help=says)
     parser.add_argument("--seeds", type=int, default=1, help="training seeds, from 0 on")
     parser.add_argument("--ablations", action="store_true", help=", ".join(ABLATIONS))
     parser.add_argument("--quick", action="store_true", help="minutes, to see it work; no result")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.embedded.outside import JUDGED
+
 DEVIATION, CORRELATION, RISE = 0.03, 0.98, 0.15
 S1_POINTS, S1_FACTOR, TIGHT = 0.20, 2.0, 2
 WITHIN, SLACK = 0.97, 0.01
@@ -130,19 +132,21 @@ def matches_the_base(at_base: dict[str, Any], base: dict[str, Any]) -> Claim:
 
 def holds_outside(outside: Mapping[str, Rows]) -> Claim:
     """6: problems outside training; a rise is from the shortest to the longest, and monotone."""
+    by_set = {name.partition(":")[2]: rows for name, rows in outside.items()}
+    judged = [rows for name, rows in by_set.items() if name in JUDGED]
     found = []
-    met = bool(outside)
-    for name, rows in outside.items():
-        gain = rows[-1]["pass1"] - rows[0]["pass1"]
-        met = met and gain > 0 and monotone(rows)
+    for name, rows in by_set.items():
         deviation = float(np.mean([row["deviation"] for row in rows]))
         found.append(
-            f"{name.partition(':')[2]}: deviation {deviation:.1%}, accuracy {_accuracies(rows)}"
+            f"{name}{'' if name in JUDGED else ' (shown, not judged)'}: deviation "
+            f"{deviation:.1%}, accuracy {_accuracies(rows)}"
         )
     return Claim(
         6,
-        "out of distribution: deviation reported, accuracy still rises with the budget",
-        met,
+        "out of distribution, other numbers: deviation reported, accuracy still rises with the "
+        "budget, monotone within intervals",
+        len(judged) == len(JUDGED)
+        and all(monotone(rows) and rows[-1]["pass1"] > rows[0]["pass1"] for rows in judged),
         "; ".join(found),
     )
 
