@@ -75,8 +75,8 @@ def can_pack(weights: DecoderWeights) -> bool:
 class PackedDecoder:
     """A decoder for prefills, and decode steps of at most `rows` rows.
 
-    float32 weights are packed: a copy, to be made anew after an update; bfloat16 ones are read where
-    they lie. The arithmetic is that of the ops in turn, but for the order of the sums in products
+    float32 weights are packed: a copy, to be made anew after an update; bfloat16 ones are read
+    where they lie. The arithmetic is that of the ops in turn, but for the order of the sums in products
     with weights. A token's result depends on nothing else in the batch, and not on the number of
     threads.
 
