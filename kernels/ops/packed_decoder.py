@@ -76,9 +76,9 @@ class PackedDecoder:
     """A decoder for prefills, and decode steps of at most `rows` rows.
 
     float32 weights are packed: a copy, to be made anew after an update; bfloat16 ones are read
-    where they lie. The arithmetic is that of the ops in turn, but for the order of the sums in products
-    with weights. A token's result depends on nothing else in the batch, and not on the number of
-    threads.
+    where they lie. The arithmetic is that of the ops in turn, but for the order of the sums in
+    products with weights. A token's result depends on nothing else in the batch, and not on the
+    number of threads.
 
     ValueError for weights that do not fit together; can_pack says beforehand whether it runs.
     """
