@@ -70,7 +70,7 @@ problems each:
 - Seven ranges of numbers. All gain from the shortest to the longest budget, by 13 to 57 points; two
   (10 to 15, 10 to 19) lose 3 points at 26 tokens, just outside the interval. The judged ones are
   the corpus's other range and the part of it above what RL trains on. L1-Exact keeps to its
-  budget there, but at 46 and 72 tokens it is right half to two thirds as often as the base it came from.
+  budget there, but at 46 and 72 tokens it is right half to two thirds as often as its base.
 - 3, 9, 10 and 11 digits. None rises steadily. The base can guess a sum (9 digits: 15% right) or add
   number by number (66 tokens and more: 68 to 88%), but not three numbers in a line, and from 32 to
   58 tokens L1-Exact tries that (1 to 8%). It does so with the 7 and 8 digits of its own task
