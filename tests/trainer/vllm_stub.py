@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,13 +25,12 @@ class _Model:
             for parameter in decoder.parameters():
                 parameter.zero_()
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        own = dict(self.decoder.named_parameters())
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        own = dict(self.decoder.named_parameters()) | {"lm_head.weight": self.decoder.head_weight}
         with torch.no_grad():
             for name, value in weights:
                 own.pop(name).copy_(value)
         assert not own, f"weights that were not handed over: {own.keys()}"
-        return {name for name, _ in weights}
 
 
 class LLM:
@@ -41,12 +40,14 @@ class LLM:
 
     def __init__(self, model: str, dtype: str, **settings: Any) -> None:
         self.made.append(settings)
+        assert settings["hf_overrides"] == {"tie_word_embeddings": False}
         self._model = _Model(load_model(model, dtype=getattr(torch, dtype)))
         self.stale = False
 
-    def apply_model(self, function: Callable[[Any], Any]) -> list[Any]:
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        assert method == "reload_weights"
         self.stale = True
-        return [function(self._model)]
+        self._model.load_weights(kwargs["weights_iterator"])
 
     def reset_prefix_cache(self) -> None:
         self.stale = False

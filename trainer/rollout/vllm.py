@@ -57,6 +57,7 @@ class VllmEngine:
             model=str(folder),
             dtype=str(model.head_weight.dtype).removeprefix("torch."),
             load_format="dummy",  # the weights come with each call
+            hf_overrides={"tie_word_embeddings": False},  # on CPUs a tied head keeps its old form
             skip_tokenizer_init=True,
             max_model_len=longest,
             max_num_seqs=batch_size,
@@ -93,8 +94,12 @@ class VllmEngine:
 
     def _hand_over(self) -> None:
         """The model's weights as they are now."""
-        weights = [(name, x.detach()) for name, x in self.model.named_parameters()]
-        self._llm.apply_model(lambda model: len(model.load_weights(weights) or ()))
+        named = dict(self.model.named_parameters()) | {"lm_head.weight": self.model.head_weight}
+        weights = ((name, x.detach()) for name, x in named.items())
+        # Not the model's own load_weights: layers have put their weights into other forms since.
+        self._llm.collective_rpc(
+            "reload_weights", kwargs={"weights_iterator": iter(weights.items())}
+        )
         self._llm.reset_prefix_cache()
 
     def _params(self, request: Request, sampling: Sampling) -> Any:
