@@ -62,17 +62,19 @@ def test_two_ranks_have_the_gradients_of_one(case, folder):
 
 
 def test_divided_masters_compute_in_bfloat16_as_a_working_copy_does(folder):
-    """On the same micro-batches, so that nothing differs but the order of float32 sums."""
+    """On the same micro-batches. The working copy's gradients of linear layers and of the embedding
+    are never rounded, divided ones once, to 8 bits; others differ in the order of sums."""
     (one, kept), (two, divided) = (
         taken(folder, f"bfloat16-{parallel}", 2) for parallel in ("replicated", "fsdp")
     )
     assert one["samples"][0] == two["samples"][0]
     assert {g.dtype for g in divided.values()} == {torch.float32}
     for name, gradient in kept.items():  # each by itself: those of q and k are the smallest
-        assert float((gradient - divided[name]).abs().max()) < 1e-5 * gradient.abs().max(), name
+        rounding = 1e-5 if "norm" in name else 2**-8
+        assert (gradient - divided[name]).abs().max() < rounding * gradient.abs().max(), name
     first, other = (found["metrics"][0] for found in (one, two))
-    for name in ("policy/entropy", "policy/rollout_gap_mean"):
-        assert first[name] == pytest.approx(other[name], rel=1e-6)
+    for name, rel in (("policy/entropy", 1e-3), ("policy/rollout_gap_mean", 1e-6)):
+        assert first[name] == pytest.approx(other[name], rel=rel)  # the gap is before any update
 
 
 def test_a_rank_without_a_micro_batch_takes_part(folder):

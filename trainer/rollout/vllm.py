@@ -97,9 +97,7 @@ class VllmEngine:
         named = dict(self.model.named_parameters()) | {"lm_head.weight": self.model.head_weight}
         weights = ((name, x.detach()) for name, x in named.items())
         # Not the model's own load_weights: layers have put their weights into other forms since.
-        self._llm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": iter(weights.items())}
-        )
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.reset_prefix_cache()
 
     def _params(self, request: Request, sampling: Sampling) -> Any:
