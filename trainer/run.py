@@ -38,6 +38,9 @@ def main() -> None:
     """Put the scale that this machine can run in the place of `scale=auto`, then hand to hydra."""
     asked = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("scale=")]
     try:
+        for argument in sys.argv[1:]:
+            if argument.lstrip("+~").startswith("="):  # hydra would fail an assertion
+                raise ConfigError(f"{argument}: a setting without a name; expected NAME=VALUE")
         scale, why = resolve_scale(asked[-1] if asked else "auto")
     except ConfigError as error:
         sys.exit(fail(error))

@@ -31,6 +31,7 @@ SETTINGS = [
     ("+model._target_=os.system", "model._target_: no such setting"),
     ("budget=other", "budget/other"),
     ("scale=huge", "scale: 'huge' is not one of auto, embedded, paper"),
+    ("+=", "+=: a setting without a name; expected NAME=VALUE"),
 ]
 
 
