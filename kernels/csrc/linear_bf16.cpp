@@ -20,7 +20,7 @@ __attribute__((target("avx512f"))) void turn_rows(const uint32_t* x, int64_t row
     const int64_t count = std::min<int64_t>(LANES, rows - r);
     for (int64_t k = 0; k < pairs; k += LANES) {
       const int64_t size = std::min<int64_t>(LANES, pairs - k);
-      const __mmask16 some = static_cast<__mmask16>((1u << size) - 1u);
+      const __mmask16 some = first_lanes(size);
       __m512i block[LANES];
       for (int64_t i = 0; i < LANES; ++i) {
         block[i] = i < count ? _mm512_maskz_loadu_epi32(some, x + (r + i) * pairs + k)
@@ -37,7 +37,7 @@ __attribute__((target("avx512f"))) void turn_rows(const uint32_t* x, int64_t row
 // out [rows, outputs] of a panel: c turned over, with the bias, rounded to bf16.
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void finish(
     const float* c, const bf16* bias, int64_t outputs, int64_t rows, bf16* out, int64_t stride) {
-  const __mmask16 some = static_cast<__mmask16>((1u << outputs) - 1u);
+  const __mmask16 some = first_lanes(outputs);
   __m512 add = _mm512_setzero_ps();
   if (bias) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, bias));
@@ -61,7 +61,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void finish(
 // `width` outputs at a time, those of panels first..last-1.
 template <class Product>
 void walk(const LcpoLinear& l, const uint32_t* x, int64_t rows, int64_t first, int64_t last,
-            bf16* out, int64_t width, const Product& product) {
+          bf16* out, int64_t width, const Product& product) {
   alignas(64) float c[2 * PANEL * PANEL_ROWS];
   const int64_t pairs = l.inputs / 2, stop = std::min(last * PANEL, l.outputs);
   const uint32_t* w = static_cast<const uint32_t*>(l.weight);

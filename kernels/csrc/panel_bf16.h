@@ -4,8 +4,7 @@
 
 #include <cstdint>
 
-#include "dot_tile.h"
-#include "simd.h"
+#include "intrinsics.h"
 
 namespace lcpo {
 

@@ -7,21 +7,25 @@
 #include <algorithm>
 #include <memory>
 
-#include "api.h"
 #include "amx.h"
-#include "dot_tile.h"
+#include "api.h"
 #include "product.h"
-#include "simd.h"
-
-#ifdef LCPO_BF16_DOT
-#include <immintrin.h>
-#endif
 
 #ifdef LCPO_BF16_DOT
 namespace lcpo {
 namespace {
 
-constexpr int64_t HEIGHT = DOT_HEIGHT, VECTORS = DOT_VECTORS, WIDTH = DOT_WIDTH;
+// 8 x 3 accumulators, 3 of b and one of a leave 4 of the 32 registers.
+constexpr int64_t HEIGHT = 8, VECTORS = 3, WIDTH = VECTORS * LANES;
+
+// c [height, width] (+)= a · b of panels of pairs along k: a [pairs, HEIGHT], b [pairs, WIDTH].
+struct Tile {
+  const uint32_t *a, *b;
+  int64_t pairs;
+  float* c;
+  int64_t stride, width;  // of c; columns from `width` on are not written
+  bool add;
+};
 
 LCPO_INLINE uint32_t pair(bf16 low, bf16 high) {
   return static_cast<uint32_t>(high) << 16 | low;
@@ -60,23 +64,22 @@ void pack_rows(const bf16* x, int64_t columns, int64_t stride, int64_t size, uin
 }
 
 template <int ROWS>
-__attribute__((target("avx512f,avx512bf16"))) void multiply(const DotTile& t) {
+__attribute__((target("avx512f,avx512bf16"))) void multiply(const Tile& t) {
   __m512 sum[ROWS][VECTORS];
   for (int i = 0; i < ROWS; ++i) {
     for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
   }
   const uint32_t *a = t.a, *b = t.b;
-  for (int64_t p = 0; p < t.pairs; ++p, a += t.a_step, b += WIDTH) {
+  for (int64_t p = 0; p < t.pairs; ++p, a += HEIGHT, b += WIDTH) {
     __m512bh right[VECTORS];
     for (int v = 0; v < VECTORS; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
     for (int i = 0; i < ROWS; ++i) {
-      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i * t.a_row]));
+      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i]));
       for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
     }
   }
   for (int v = 0; v < VECTORS; ++v) {
-    const int64_t left = std::clamp<int64_t>(t.width - v * LANES, 0, LANES);
-    const __mmask16 mask = static_cast<__mmask16>((1u << left) - 1u);
+    const __mmask16 mask = first_lanes(t.width - v * LANES);
     for (int i = 0; i < ROWS; ++i) {
       float* at = t.c + i * t.stride + v * LANES;
       const __m512 before = t.add ? _mm512_maskz_loadu_ps(mask, at) : _mm512_setzero_ps();
@@ -85,9 +88,8 @@ __attribute__((target("avx512f,avx512bf16"))) void multiply(const DotTile& t) {
   }
 }
 
-}  // namespace
-
-void dot_tile(const DotTile& tile, int64_t height) {
+// 1 <= height <= HEIGHT.
+void multiply(const Tile& tile, int64_t height) {
   switch (height) {
     case 8: return multiply<8>(tile);
     case 7: return multiply<7>(tile);
@@ -99,6 +101,8 @@ void dot_tile(const DotTile& tile, int64_t height) {
     case 1: return multiply<1>(tile);
   }
 }
+
+}  // namespace
 
 void product_dot(const Product& p, int32_t threads) {
   const int64_t pairs = (p.k + 1) / 2;
@@ -126,7 +130,7 @@ void product_dot(const Product& p, int32_t threads) {
     for (int64_t j = 0; j < b_panels; ++j) {
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < a_panels; ++i) {
-        dot_tile({&left[i * pairs * HEIGHT], 1, HEIGHT, &right[j * pairs * WIDTH], pairs,
+        multiply({&left[i * pairs * HEIGHT], &right[j * pairs * WIDTH], pairs,
                   p.c + i * HEIGHT * p.c_stride + j * WIDTH, p.c_stride, p.n - j * WIDTH, p.add},
                  std::min(HEIGHT, p.m - i * HEIGHT));
       }

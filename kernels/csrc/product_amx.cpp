@@ -18,15 +18,10 @@ constexpr int64_t BLOCK = 2 * SIDE;  // rows and columns of c at a time
 
 LCPO_INLINE int64_t tiles_of(int64_t size, int64_t step) { return (size + step - 1) / step; }
 
-// Mask of the lanes below `size`, which may be negative.
-LCPO_INLINE __mmask16 first_of(int64_t size) {
-  return static_cast<__mmask16>((1u << std::clamp<int64_t>(size, 0, LANES)) - 1u);
-}
-
 // Entry i is (x[0][i], x[1][i]) for i < size; rows that are not there are zeros.
 __attribute__((target("avx512f,avx512bw,avx512vl"), always_inline)) inline __m512i pairs_of(
     const bf16* x, int64_t rows, int64_t stride, int64_t size) {
-  const __mmask16 some = first_of(size);
+  const __mmask16 some = first_lanes(size);
   const auto row = [&](int64_t r) __attribute__((target("avx512f,avx512bw,avx512vl"))) {
     return r < rows ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, x + r * stride))
                     : _mm512_setzero_si512();
@@ -100,7 +95,7 @@ LCPO_AMX void multiply(const uint32_t* a, const uint32_t* b, int64_t depth, floa
 __attribute__((target("avx512f"))) void put(const float* sum, int64_t rows, int64_t columns,
                                             bool add, float* c, int64_t stride) {
   for (int64_t j = 0; j < columns; j += LANES) {
-    const __mmask16 some = first_of(columns - j);
+    const __mmask16 some = first_lanes(columns - j);
     for (int64_t i = 0; i < rows; ++i) {
       float* at = c + i * stride + j;
       const __m512 before = add ? _mm512_maskz_loadu_ps(some, at) : _mm512_setzero_ps();

@@ -28,7 +28,7 @@ bool is_wide() {
 // LANES keys, `units` entries of 32 bits from `at` on: block[i][j] is entry i of key j.
 __attribute__((target("avx512f"), always_inline)) inline void turned(
     const void* const* keys, int64_t count, int64_t at, int64_t units, __m512i (&block)[LANES]) {
-  const __mmask16 some = static_cast<__mmask16>((1u << units) - 1u);
+  const __mmask16 some = first_lanes(units);
   for (int64_t j = 0; j < LANES; ++j) {
     block[j] = j < count ? _mm512_maskz_loadu_epi32(some, static_cast<const char*>(keys[j]) + at)
                          : _mm512_setzero_si512();

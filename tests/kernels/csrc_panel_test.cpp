@@ -4,10 +4,10 @@
 #include <cmath>
 #include <vector>
 
+#include "amx.h"
 #include "api.h"
 #include "csrc_check.h"
 #include "packed.h"
-#include "amx.h"
 #include "panel_bf16.h"
 #include "product.h"
 
