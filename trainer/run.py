@@ -23,7 +23,7 @@ from trainer.config import Config, ConfigError, parse_config
 from trainer.loop import Run, run_loop
 from trainer.preflight import build_trainer, check_packages, resolve_device
 from trainer.scale import resolve_scale
-from trainer.settings import CONF
+from trainer.settings import CONF, check_named
 from trainer.signals import StopFlag
 from trainer.world import Joined, World, leads
 
@@ -38,9 +38,7 @@ def main() -> None:
     """Put the scale that this machine can run in the place of `scale=auto`, then hand to hydra."""
     asked = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("scale=")]
     try:
-        for argument in sys.argv[1:]:
-            if argument.lstrip("+~").startswith("="):  # hydra would fail an assertion
-                raise ConfigError(f"{argument}: a setting without a name; expected NAME=VALUE")
+        check_named(sys.argv[1:])
         scale, why = resolve_scale(asked[-1] if asked else "auto")
     except ConfigError as error:
         sys.exit(fail(error))

@@ -118,6 +118,13 @@ def changes(before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] =
     ]
 
 
+def check_named(overrides: Sequence[str]) -> None:
+    """ConfigError for an override without a name, like "+=", where hydra fails an assertion."""
+    for override in overrides:
+        if override.lstrip("+~").startswith("="):
+            raise ConfigError(f"{override}: a setting without a name; expected NAME=VALUE")
+
+
 def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
     """conf/FOLDER/config.yaml with hydra's overrides, as a plain mapping.
 
@@ -128,11 +135,10 @@ def compose_settings(folder: str, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    check_named(overrides)
     try:
         with initialize_config_dir(str(CONF / folder), version_base="1.3"):
             return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    # OSError: a key longer than a file name; RecursionError: 1,000 brackets; AssertionError: "+=".
-    except (
-        HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError, AssertionError,
-    ) as error:  # fmt: skip
+    # OSError: a key longer than a file name; RecursionError: 1,000 brackets.
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{' '.join(overrides)}: {error}") from error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.model import Decoder
+from trainer.rollout.drawing import Drawing
 from trainer.rollout.forcing import advance
 from trainer.rollout.pages import PagePool
 from trainer.rollout.requests import Request, Sampling
@@ -28,7 +29,7 @@ SYNC_EVERY = 8  # decode steps between two looks at the tokens, on a device that
 Tokens = list[tuple[list[int], list[float]]]  # of each step: tokens and log-probs of the rows
 
 
-class RolloutEngine:
+class RolloutEngine(Drawing):
     """Draws completions from `model`. `vocab_size` is the tokenizer's: ids above never come out.
 
     `pages` of `page_size` tokens hold the cache; 0 makes room for a full batch at its longest.
@@ -52,16 +53,6 @@ class RolloutEngine:
         self.page_size, self.pages, self.batch_invariant = page_size, pages, batch_invariant
         self.cuda_graphs = cuda_graphs
         self.stats = RolloutStats()
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[Completion]:
-        """One completion a request, in their order; see `stream`."""
-        done = dict(self.stream(requests, sampling, on_progress))
-        return [done[index] for index in range(len(requests))]
 
     @torch.no_grad()
     def stream(

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from trainer.model import Decoder
+from trainer.rollout.drawing import Drawing
 from trainer.rollout.requests import Request, Sampling
 from trainer.rollout.scheduler import RolloutStats
 from trainer.settings import ConfigError
@@ -34,7 +35,7 @@ def import_vllm() -> ModuleType:
     return vllm
 
 
-class VllmEngine:
+class VllmEngine(Drawing):
     """As RolloutEngine, but for forced text. `folder` holds the config.json of `model`.
 
     `longest` bounds prompt and response together; `stats` has nothing to tell.
@@ -65,32 +66,24 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",  # of the tempered distribution
         )
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[Completion]:
-        """One completion a request, in their order. ValueError for forced text."""
-        if any(request.forcing for request in requests):
-            raise ValueError("rollout.engine=vllm cannot force text into samples; use own")
-        if not requests:
-            return []
-        self._hand_over()
-        prompts = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
-        params = [self._params(request, sampling) for request in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        on_progress(len(requests), len(requests))
-        return [self._completion(output.outputs[0]) for output in outputs]
-
     def stream(
         self,
         requests: Sequence[Request],
         sampling: Sampling,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Iterator[tuple[int, Completion]]:
-        """(index of the request, completion), all of them at the end."""
-        yield from enumerate(self.generate(requests, sampling, on_progress))
+        """(index of the request, completion), all at the end. ValueError for forced text."""
+        if any(request.forcing for request in requests):
+            raise ValueError("rollout.engine=vllm cannot force text into samples; use own")
+        if not requests:
+            return
+        self._hand_over()
+        prompts = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
+        params = [self._params(request, sampling) for request in requests]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        on_progress(len(requests), len(requests))
+        for index, output in enumerate(outputs):
+            yield index, self._completion(output.outputs[0])
 
     def _hand_over(self) -> None:
         """The model's weights as they are now."""
