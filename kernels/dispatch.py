@@ -24,6 +24,7 @@ from torch import Tensor
 from kernels import cpp_impl, cuda_impl
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
 from kernels.cpp_impl import lcpo_advantage as cpp_lcpo_advantage
+from kernels.cpp_impl import linear as cpp_linear
 from kernels.cpp_impl import logprob_from_logits as cpp_logprob_from_logits
 from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
 from kernels.cpp_impl import packed_decoder as cpp_packed_decoder
@@ -75,11 +76,26 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
     run(a, b, out, add=add)
 
 
+def logits_product(hidden: Tensor, head: Tensor, out: Tensor) -> Tensor:
+    """The product of `linear` in float32, so that a log-prob does not depend on the other rows."""
+    if hidden.dtype == torch.float32:
+        return cpp_linear.linear_into(hidden, head, None, out)
+    return linear_logprob.logits_product(hidden, head, out)
+
+
 IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
-    # Products are torch's, but for what it lacks (product); C++ and Triton pass over the rows.
+    # float32 only in C++: in bfloat16 training has the vendor's product.
+    "linear": {"torch": torch.nn.functional.linear, "cpp": cpp_linear.linear},
+    # Products are torch's, but for what it lacks (product, logits_product); C++ and Triton pass
+    # over the rows.
     "linear_logprob": {
         "torch": linear_logprob.forward,
-        "cpp": partial(linear_logprob.forward, rows_kernel=cpp_logprob_rows.logprob_rows),
+        "cpp": partial(
+            linear_logprob.forward,
+            rows_kernel=cpp_logprob_rows.logprob_rows,
+            merge=cpp_logprob_rows.merge,
+            logits_product=logits_product,
+        ),
         "triton": partial(linear_logprob.forward, rows_kernel=_triton("logprob_rows.logprob_rows")),
     },
     "linear_logprob_backward": {
@@ -88,6 +104,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             linear_logprob.backward,
             rows_kernel=cpp_logprob_rows.logprob_rows_backward,
             product=product,
+            logits_product=logits_product,
         ),
         "triton": partial(
             linear_logprob.backward, rows_kernel=_triton("logprob_rows.logprob_rows_backward")
@@ -101,6 +118,8 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
             rows_backward=cpp_logprob_rows.logprob_rows_backward,
             loss_kernel=cpp_policy_loss.policy_loss,
             product=product,
+            merge=cpp_logprob_rows.merge,
+            logits_product=logits_product,
         ),
         "triton": partial(
             linear_policy_loss.linear_policy_loss,
@@ -216,7 +235,10 @@ def packed_decoder(device: torch.device, dtype: torch.dtype) -> Callable | None:
     parts = ("rms_norm", "rope", "varlen_attention", "paged_decode_attention", "swiglu")
     chosen = ((op, select(op, device, dtype)) for op in (*parts, "sample_tokens"))
     ours = runs and all(run is IMPLEMENTATIONS[op]["cpp"] for op, run in chosen)
-    return cpp_packed_decoder.PackedDecoder if ours else None
+    if not ours:
+        return None
+    _, columns = linear_logprob.TILE["cpu"]
+    return partial(cpp_packed_decoder.PackedDecoder, head_columns=columns)
 
 
 @contextlib.contextmanager
@@ -269,7 +291,8 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     # Triton's kernels compute in float32; float64, which is for gradient checks, goes to torch.
     if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
-    fits = dtype in CPP_FLOATS or not dtype.is_floating_point
+    floats = CPP_FLOATS if op != "linear" else CPP_FLOATS[:1]
+    fits = dtype in floats or not dtype.is_floating_point
     if "cpp" in able and not (device_type == "cpu" and fits and cpp_impl.library()):
         able.remove("cpp")
     return able

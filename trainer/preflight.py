@@ -37,7 +37,10 @@ from trainer.world import ALONE, World
 
 EMBEDDED = "embedded"
 CHECKPOINTS = "checkpoints"
-INVARIANT_OPS = ("varlen_attention", "paged_decode_attention")
+INVARIANT_OPS = (
+    *("linear", "rms_norm", "rope", "swiglu", "varlen_attention", "paged_decode_attention"),
+    *("sample_tokens", "linear_logprob", "linear_policy_loss"),
+)
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 
 
@@ -140,7 +143,7 @@ def check_batch_invariant(config: Config) -> None:
     if missing:
         raise ConfigError(
             f"rollout.batch_invariant: needs the compiled library (`make build`); without it "
-            f"{', '.join(missing)} may round differently with the number of rows"
+            f"{', '.join(missing)} may round differently in rollouts and in training"
         )
 
 
