@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import cpp_impl, cuda_impl
@@ -85,7 +86,7 @@ def logits_product(hidden: Tensor, head: Tensor, out: Tensor) -> Tensor:
 
 IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     # float32 only in C++: in bfloat16 training has the vendor's product.
-    "linear": {"torch": torch.nn.functional.linear, "cpp": cpp_linear.linear},
+    "linear": {"torch": F.linear, "cpp": cpp_linear.linear},
     # Products are torch's, but for what it lacks (product, logits_product); C++ and Triton pass
     # over the rows.
     "linear_logprob": {

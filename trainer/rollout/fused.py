@@ -10,11 +10,8 @@ from torch import Tensor, nn
 import kernels
 from trainer.model import Decoder
 from trainer.model.decoder import Layer, RMSNorm
-from trainer.model.invariant import InvariantLinear
+from trainer.model.linear import Linear
 from trainer.model.precision import WorkingLinear
-LINEAR = (nn.Linear, WorkingLinear, InvariantLinear)
-
-
 def can_fuse(model: Decoder) -> bool:
     """Whether this model can run so: on the CPU, with the compiled library, as it stands.
 
@@ -26,7 +23,7 @@ def can_fuse(model: Decoder) -> bool:
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return False
-        if isinstance(module, nn.Linear) and type(module) not in LINEAR:
+        if isinstance(module, nn.Linear) and type(module) not in (Linear, WorkingLinear):
             return False
     return kernels.can_pack(weights(model))
 
