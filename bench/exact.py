@@ -1,4 +1,4 @@
-"""`python -m bench.exact [FOLDER]`: what rollouts that are exact cost, times a default step.
+"""`python -m bench.exact [--model FOLDER]`: exact rollouts' cost, times a default step.
 
 Whole steps of L1-Exact, sampling to optimizer, on one thread: as they are by default, and with
 rollout.batch_invariant=true and algorithm.old_logprob=rollout. Both train in turn, a step each,
@@ -22,6 +22,7 @@ from trainer.preflight import build_trainer
 from trainer.run import compose_config
 
 EXACT = ("rollout.batch_invariant=true", "algorithm.old_logprob=rollout")
+PARTS = ("rollout", "old_logprob", "update")
 OTHER = (
     *("model.dtype=float32", "data.require_think=false", "data.max_prompt_tokens=512"),
     *("rollout.prompts=4", "rollout.samples=4", "rollout.max_response_tokens=96"),
@@ -32,12 +33,12 @@ OTHER = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.exact", description=__doc__)
-    parser.add_argument("folder", nargs="?", help="a model folder; left out: the embedded model")
+    parser.add_argument("--model", help="a model folder; left out: the embedded model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="of both, as in a run")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model = [f"model.path={args.folder}", *OTHER] if args.folder else []
+    model = [f"model.path={args.model}", *OTHER] if args.model else []
     both = ["+experiment=l1_exact", "evaluate.problems=1", *model, *args.settings]
     sides = {"default": both, "exact": [*both, *EXACT]}
     trainers = {name: build_trainer(compose_config(asked))[0] for name, asked in sides.items()}
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stats = step.train_step(trainer)
             took = time.perf_counter() - start
             gaps[name] = max(gaps[name], stats.metrics["policy/rollout_gap_max"])
-            parts = " ".join(f"{k} {v:.2f}" for k, v in stats.seconds.items())
+            parts = ", ".join(f"{part} {stats.seconds[part]:.2f}" for part in PARTS)
             print(f"round {number}, {name}: {took:.2f} s ({parts})", flush=True)
             if number:
                 seconds[name].append(took)

@@ -90,9 +90,7 @@ _decode_step = bind(
 )
 _decode_workspace = bind("lcpo_decode_workspace", ctypes.POINTER(_Model), I64, returns=I64)
 # model; hidden, rows; workspace; draw; threads
-_draw = bind(
-    "lcpo_draw", ctypes.POINTER(_Model), PTR, I64, PTR, ctypes.POINTER(_Draw), I32
-)
+_draw = bind("lcpo_draw", ctypes.POINTER(_Model), PTR, I64, PTR, ctypes.POINTER(_Draw), I32)
 
 
 def _room(size: Callable[[_Model, int], int], model: _Model, rows: int) -> Tensor:

@@ -137,7 +137,7 @@ LCPO_API void lcpo_linear(const float* x, int64_t rows, const float* weight, con
                           int64_t outputs, int64_t inputs, float* out, int32_t threads);
 
 // decode_step: one token more for each row. All weights, caches [layers, pages, page_size, kv_heads,
-// size] and biases are float32, or all bf16. Contract: kernels/ops/decode_step.py.
+// size] and biases are float32, or all bf16. Contract: kernels/ops/packed_decoder.py.
 struct LcpoDecodeLayer {
   const void *input_norm, *post_norm;  // [hidden]
   const void *q_norm, *k_norm;         // [size], or null

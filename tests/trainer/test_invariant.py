@@ -50,9 +50,7 @@ def test_the_trainers_log_probs_are_the_rollouts(name):
             groups=[groups[i] for i in batch] if shared else None,
         )
         scale = model.config.attention_scale
-        attend = PackedAttention(
-            packed.cu_seqlens, packed.max_seqlen, scale, prefix=packed.prefix
-        )
+        attend = PackedAttention(packed.cu_seqlens, packed.max_seqlen, scale, prefix=packed.prefix)
         hidden = take_rows(model(packed.input_ids, packed.position_ids, attend), packed.rows)
         logprob, _ = kernels.linear_logprob(
             hidden,

@@ -12,11 +12,13 @@ from trainer.model import Decoder
 from trainer.model.decoder import Layer, RMSNorm
 from trainer.model.linear import Linear
 from trainer.model.precision import WorkingLinear
+
+
 def can_fuse(model: Decoder) -> bool:
     """Whether this model can run so: on the CPU, with the compiled library, as it stands.
 
-    Linear layers of another class, parameters that are not plain tensors, and hooks on any part mean
-    that somebody wants the model itself to be called.
+    Linear layers of another class, parameters that are not plain tensors, and hooks on any part
+    mean that somebody wants the model itself to be called.
     """
     if not all(type(p) is nn.Parameter for p in model.parameters()):
         return False
