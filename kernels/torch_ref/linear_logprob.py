@@ -239,7 +239,7 @@ def tile_logits(
     hidden: Tensor,
     head: Tensor,
     workspace: Tensor,
-    logits_product: Callable[[Tensor, Tensor, Tensor], Tensor] = logits_product,
+    logits_product: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """hidden [b, H] · headᵀ [H, v] in `workspace`; the one product that all log-probs come from."""
     size = (hidden.shape[0], head.shape[0])
