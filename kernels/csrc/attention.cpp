@@ -8,8 +8,6 @@
 namespace lcpo {
 namespace {
 
-constexpr int64_t ROWS = 24;  // query rows at a time: their scores stay in the first-level cache
-
 constexpr int64_t AHEAD = 8;  // groups of rows to prefetch: one head's rows are far apart in memory
 
 template <class T>
@@ -53,7 +51,22 @@ void across(const float* lanes, int64_t rows, float* turned) {
   transpose(lanes, round_up(rows, 4), LANES, LANES, turned, ROWS);
 }
 
-// scores [rows, KEYS] become exp2(score - max), of which `columns` a row are written.
+LCPO_CLONES void normalise(float* out, int64_t rows, int64_t width, const float* sum) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t d = 0; d < width; ++d) out[r * width + d] /= sum[r];
+  }
+}
+
+LCPO_CLONES void to_lse(float* max, const float* sum, int64_t rows) {
+  constexpr float ln2 = LN2;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float log_sum = log_positive(sum[r]);
+    max[r] = max[r] * ln2 + (sum[r] == sum[r] ? log_sum : sum[r]);
+  }
+}
+
+}  // namespace
+
 LCPO_CLONES void softmax_step(float* scores, int64_t rows, int64_t columns, const int32_t* seen,
                               float* max, float* sum, float* out, int64_t width) {
   alignas(64) float lanes[ROWS * LANES] = {}, turned[LANES * ROWS];
@@ -103,22 +116,6 @@ LCPO_CLONES void softmax_step(float* scores, int64_t rows, int64_t columns, cons
     for (int64_t d = 0; d < width; ++d) out[r * width + d] *= shrink[r];
   }
 }
-
-LCPO_CLONES void normalise(float* out, int64_t rows, int64_t width, const float* sum) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t d = 0; d < width; ++d) out[r * width + d] /= sum[r];
-  }
-}
-
-LCPO_CLONES void to_lse(float* max, const float* sum, int64_t rows) {
-  constexpr float ln2 = LN2;
-  for (int64_t r = 0; r < rows; ++r) {
-    const float log_sum = log_positive(sum[r]);
-    max[r] = max[r] * ln2 + (sum[r] == sum[r] ? log_sum : sum[r]);
-  }
-}
-
-}  // namespace
 
 LCPO_CLONES void pack(const float* x, int64_t outer, int64_t stride, int64_t inner, int64_t size,
                       float factor, float* out) {

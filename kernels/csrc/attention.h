@@ -15,6 +15,7 @@
 namespace lcpo {
 
 constexpr int64_t KEYS = 64;
+constexpr int64_t ROWS = 24;  // query rows at a time: their scores stay in the first-level cache
 
 constexpr int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
@@ -73,6 +74,11 @@ void turn_keys(const float* const* keys, int64_t count, int64_t offset, int64_t 
                float* k_t);
 void turn_keys(const bf16* const* keys, int64_t count, int64_t offset, int64_t size, float* room,
                float* k_t);
+
+// scores [rows, KEYS], rows <= ROWS, become exp2(score - max), of which `columns` a row are written, a
+// whole number of LANES; `out` [rows, width] shrinks as the maximum grows. Row r sees seen[r] keys.
+void softmax_step(float* scores, int64_t rows, int64_t columns, const int32_t* seen, float* max,
+                  float* sum, float* out, int64_t width);
 
 // Query rows on their way over the blocks of keys.
 struct Queries {

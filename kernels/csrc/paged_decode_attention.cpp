@@ -7,6 +7,7 @@
 
 #include "api.h"
 #include "attention.h"
+#include "few_queries.h"
 
 namespace lcpo {
 namespace {
@@ -26,13 +27,15 @@ struct Decode {
   struct Workspace {
     Scratch scratch;
     Queries queries;      // of all heads
+    float* scores;        // [queries, KEYS]
     float *v, *k_t, *room;  // a block of values of all heads, and one head's keys
     std::vector<const T*> keys, values;  // where those of a block lie
     std::vector<int32_t> seen;
 
     Workspace(int64_t heads, int64_t kv_heads, int64_t width)
-        : scratch(Queries::floats(heads, width) + (kv_heads + 2) * KEYS * width),
+        : scratch(Queries::floats(heads, width) + heads * KEYS + (kv_heads + 2) * KEYS * width),
           queries(Queries::take(scratch, heads, width)),
+          scores(scratch.take(heads * KEYS)),
           v(scratch.take(KEYS * kv_heads * width)),
           k_t(scratch.take(KEYS * width)),
           room(scratch.take(KEYS * width)),
@@ -62,23 +65,41 @@ struct Decode {
     }
   }
 
+  void attend_few(Heads some, int64_t count, Workspace& w) const {
+    const int64_t group = heads / kv_heads, rows = some.count * group;
+    const FewQueries<T> few{w.keys.data(), w.values.data(), count, some.count, group, size};
+    few.score(w.queries.q, w.scores);
+    for (int64_t r = 0; r < rows; r += ROWS) {
+      const Queries part = w.queries.from(r, size);
+      softmax_step(w.scores + r * KEYS, std::min(ROWS, rows - r), round_up(count, LANES),
+                   w.seen.data() + r, part.max, part.sum, part.out, size);
+    }
+    few.add_values(w.scores, w.queries.out);
+  }
+
+  void attend_copies(Heads some, int64_t count, Workspace& w) const {
+    const int64_t group = heads / kv_heads, width = padded(size), stride = some.count * width;
+    for (int64_t j = 0; j < count; ++j) {
+      pack(w.values[j], 1, 0, some.count, size, 1.0f, w.v + j * stride);
+    }
+    for (int64_t h = 0; h < some.count; ++h) {
+      turn_keys(w.keys.data(), count, h * size, size, w.room, w.k_t);
+      const KeyBlock block{nullptr, w.v + h * width, w.k_t, stride};
+      w.queries.from(h * group, width).attend(block, group, w.seen.data(), size);
+    }
+  }
+
   void run(int64_t row, Heads some, Workspace& w) const {
     const int64_t group = heads / kv_heads, width = padded(size), length = cache_seqlens[row];
+    const bool fast = has_few_queries(size);
     const int64_t at = (row * heads + some.first * group) * size, rows = some.count * group;
     pack(q + at, 1, 0, rows, size, static_cast<float>(scale * LOG2E), w.queries.q);
     w.queries.start(rows, width);
     for (int64_t j0 = 0; j0 < length; j0 += KEYS) {
-      const int64_t keys = std::min(KEYS, length - j0), to = some.count * width;
+      const int64_t keys = std::min(KEYS, length - j0);
       find(row, some, j0, keys, w);
-      for (int64_t j = 0; j < keys; ++j) {
-        pack(w.values[j], 1, 0, some.count, size, 1.0f, w.v + j * to);
-      }
       std::fill(w.seen.begin(), w.seen.end(), static_cast<int32_t>(keys));
-      for (int64_t h = 0; h < some.count; ++h) {
-        turn_keys(w.keys.data(), keys, h * size, size, w.room, w.k_t);
-        const KeyBlock block{nullptr, w.v + h * width, w.k_t, to};
-        w.queries.from(h * group, width).attend(block, group, w.seen.data(), size);
-      }
+      fast ? attend_few(some, keys, w) : attend_copies(some, keys, w);
     }
     w.queries.finish(rows, width, false);
     unpack(w.queries.out, 1, 0, rows, size, 1.0f, out + at);
