@@ -67,6 +67,9 @@ LCPO_WIDE_INLINE void score_block(const FewQueries<T>& f, int64_t j, int64_t h, 
     block[i] = j + i < f.count ? _mm512_maskz_loadu_epi32(some, f.keys[j + i] + h * f.size + d)
                                : _mm512_setzero_si512();
   }
+  // Values are wanted next: asked for here and there, they come while keys are worked on.
+  const int64_t left = std::min<int64_t>(LANES, f.count - j);
+  for (int64_t i = 0; i < left; ++i) __builtin_prefetch(f.values[j + i] + h * f.size + d);
   turn16(block);
   int64_t r = h * f.group;
   const int64_t stop = r + f.group;

@@ -44,8 +44,8 @@ struct Decode {
           seen(heads) {}
   };
 
-  // Finds `count` positions from j0 on, for some heads, in the row's pages, which lie anywhere: all of
-  // them are fetched at once.
+  // Finds `count` positions from j0 on, for some heads, in the row's pages, which lie anywhere: all
+  // keys are fetched at once.
   void find(int64_t row, Heads some, int64_t j0, int64_t count, Workspace& w) const {
     constexpr int64_t line = 64 / sizeof(T);
     const int64_t stride = kv_heads * size, entries = some.count * size;
@@ -56,10 +56,7 @@ struct Decode {
       for (const int64_t stop = std::min(count, j + page_size - slot); j < stop; ++j) {
         w.keys[j] = k_cache + at;
         w.values[j] = v_cache + at;
-        for (int64_t i = 0; i < entries; i += line) {
-          __builtin_prefetch(k_cache + at + i);
-          __builtin_prefetch(v_cache + at + i);
-        }
+        for (int64_t i = 0; i < entries; i += line) __builtin_prefetch(k_cache + at + i);
         at += stride;
       }
     }
