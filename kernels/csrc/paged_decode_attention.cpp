@@ -24,18 +24,18 @@ struct Decode {
   T* out;
 
   struct Workspace {
-    Scratch scratch;
-    Queries queries;      // of all heads
-    float *v, *k_t, *room;  // a block of values of all heads, and one head's keys
+    QueryRoom<T> queries;  // of all heads
+    Array<T> v, room;      // a block of values of all heads, and one head's keys
+    Array<Unit<T>> v_right, k_t;
     std::vector<const T*> keys, values;  // where those of a block lie
     std::vector<int32_t> seen;
 
     Workspace(int64_t heads, int64_t kv_heads, int64_t width)
-        : scratch(Queries::floats(heads, width) + (kv_heads + 2) * KEYS * width),
-          queries(Queries::take(scratch, heads, width)),
-          v(scratch.take(KEYS * kv_heads * width)),
-          k_t(scratch.take(KEYS * width)),
-          room(scratch.take(KEYS * width)),
+        : queries(heads, width),
+          v(KEYS * kv_heads * width),
+          room(KEYS * width),
+          v_right(units<T>(KEYS) * kv_heads * width),
+          k_t(units<T>(width) * KEYS),
           keys(KEYS),
           values(KEYS),
           seen(heads) {}
@@ -65,23 +65,23 @@ struct Decode {
   void run(int64_t row, Heads some, Workspace& w) const {
     const int64_t group = heads / kv_heads, width = padded(size), length = cache_seqlens[row];
     const int64_t at = (row * heads + some.first * group) * size, rows = some.count * group;
-    pack(q + at, 1, 0, rows, size, static_cast<float>(scale * LOG2E), w.queries.q);
-    w.queries.start(rows, width);
+    Queries<T> queries = w.queries.queries();
+    pack(q + at, 1, 0, rows, size, queries.q);
+    queries.start(rows, width, scale);
     for (int64_t j0 = 0; j0 < length; j0 += KEYS) {
       const int64_t keys = std::min(KEYS, length - j0), to = some.count * width;
       find(row, some, j0, keys, w);
-      for (int64_t j = 0; j < keys; ++j) {
-        pack(w.values[j], 1, 0, some.count, size, 1.0f, w.v + j * to);
-      }
+      for (int64_t j = 0; j < keys; ++j) pack(w.values[j], 1, 0, some.count, size, w.v + j * to);
+      const Unit<T>* v = right(w.v, keys, to, to, w.v_right);
       std::fill(w.seen.begin(), w.seen.end(), static_cast<int32_t>(keys));
       for (int64_t h = 0; h < some.count; ++h) {
-        turn_keys(w.keys.data(), keys, h * size, size, w.room, w.k_t);
-        const KeyBlock block{nullptr, w.v + h * width, w.k_t, to};
-        w.queries.from(h * group, width).attend(block, group, w.seen.data(), size);
+        turn_keys<T>(w.keys.data(), keys, h * size, size, w.room, w.k_t);
+        const KeyBlock<T> block{w.k_t, v + h * width, to};
+        queries.from(h * group, width).attend(block, group, w.seen.data(), size);
       }
     }
-    w.queries.finish(rows, width, false);
-    unpack(w.queries.out, 1, 0, rows, size, 1.0f, out + at);
+    queries.finish(rows, width, false);
+    unpack(queries.out, 1, 0, rows, size, 1.0f, out + at);
   }
 
   void run_all(int64_t rows, int32_t threads) const {
