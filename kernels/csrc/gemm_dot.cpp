@@ -21,19 +21,26 @@ __attribute__((target("avx512f,avx512bf16"))) void tile(const GemmPairs& g, int6
   const int64_t by_row = g.transposed ? 1 : g.lda, by_step = g.transposed ? g.lda : 1;
   const uint32_t* b = g.b + j0;
   __m512 sum[ROWS][VECTORS];
+#pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
   }
   for (int64_t p = 0; p < g.k; ++p, a += by_step, b += g.ldb) {
     __m512bh right[VECTORS];
+#pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
+#pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
       const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i * by_row]));
+#pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
     }
   }
+#pragma GCC unroll 8
   for (int v = 0; v < VECTORS; ++v) {
     const __mmask16 there = first_lanes(g.n - j0 - v * LANES);
+#pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
       float* at = g.c + (i0 + i) * g.ldc + j0 + v * LANES;
       const __m512 before = g.accumulate ? _mm512_maskz_loadu_ps(there, at) : _mm512_setzero_ps();
