@@ -52,17 +52,14 @@ void across(const float* lanes, int64_t rows, float* turned) {
   transpose(lanes, round_up(rows, 4), LANES, LANES, turned, ROWS);
 }
 
-// scores [rows, KEYS] become exp2(factor · score - max), of which `columns` a row are written.
+// scores [rows, KEYS] become exp2(factor · score - max), of which `columns` a row are written;
+// factor > 0.
 LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t columns, const int32_t* seen,
                               float* max, float* sum, float* out, int64_t width) {
   alignas(64) float lanes[ROWS * LANES] = {}, turned[LANES * ROWS];
   float best[ROWS], shrink[ROWS];
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * KEYS;
-    if (factor != 1.0f) {
-      LCPO_SIMD
-      for (int64_t j = 0; j < columns; ++j) row[j] *= factor;
-    }
     std::fill(row + seen[r], row + columns, -INF);
     float* most = lanes + r * LANES;
     LCPO_SIMD
@@ -76,7 +73,10 @@ LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t
   for (int64_t r = 0; r < rows; ++r) best[r] = max[r];
   for (int i = 0; i < LANES; ++i) {
     const float* most = turned + i * ROWS;
-    for (int64_t r = 0; r < rows; ++r) best[r] = most[r] > best[r] ? most[r] : best[r];
+    for (int64_t r = 0; r < rows; ++r) {
+      const float score = factor * most[r];
+      best[r] = score > best[r] ? score : best[r];
+    }
   }
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * KEYS;
@@ -86,7 +86,7 @@ LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t
     for (int64_t j = 0; j < columns; j += LANES) {
       LCPO_SIMD
       for (int i = 0; i < LANES; ++i) {
-        const float p = exp2_clamped(clamp_exponent(row[j + i] - best[r]));
+        const float p = exp2_clamped(clamp_exponent(fused(factor, row[j + i], -best[r])));
         row[j + i] = p;
         part[i] += p;
       }
@@ -155,6 +155,13 @@ void turn(T* k, int64_t count, int64_t size, Unit<T>* k_t) {
 LCPO_CLONES float fold(float factor, float* q, int64_t size) {
   for (int64_t i = 0; i < size; ++i) q[i] *= factor;
   return 1.0f;
+}
+
+LCPO_CLONES float fold(float factor, bf16* q, int64_t size) {
+  if (factor > 0.0f) return factor;
+  const float sign = factor < 0.0f ? -1.0f : 0.0f;
+  for (int64_t i = 0; i < size; ++i) store(q + i, sign * load(q + i));
+  return factor < 0.0f ? -factor : 1.0f;
 }
 
 template <class T>

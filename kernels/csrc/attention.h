@@ -98,8 +98,9 @@ struct QueryRoom {
   Queries<T> queries() const { return {q, out, max, sum, 1.0f}; }
 };
 
-// Folds a factor of the scores into packed queries where that rounds nothing; what is left of it.
+// Folds a factor of the scores into packed queries: in bf16 only its sign, or 0, which rounds nothing.
+// What is left of it, more than 0.
 float fold(float factor, float* q, int64_t size);
-inline float fold(float factor, bf16*, int64_t) { return factor; }
+float fold(float factor, bf16* q, int64_t size);
 
 }  // namespace lcpo

@@ -1,6 +1,7 @@
 #include "factors.h"
 
-#include "simd.h"
+#include "api.h"
+#include "intrinsics.h"
 
 namespace lcpo {
 namespace {
@@ -23,17 +24,55 @@ LCPO_INLINE const uint32_t* pairs_of_rows(const X* x, int64_t rows, int64_t colu
   return out;
 }
 
+LCPO_CLONES void round_rows(const float* x, int64_t rows, int64_t columns, int64_t stride,
+                            bf16* out) {
+  for (int64_t r = 0; r < rows; ++r, x += stride, out += stride) {
+    LCPO_SIMD
+    for (int64_t i = 0; i < columns; ++i) out[i] = to_bf16(x[i]);
+  }
+}
+
+LCPO_CLONES void round_pairs(const float* x, int64_t rows, int64_t columns, int64_t stride,
+                             uint32_t* out) {
+  pairs_of_rows(x, rows, columns, stride, out);
+}
+
+#ifdef LCPO_BF16_DOT
+// The same by the instruction, for columns a multiple of LANES.
+__attribute__((target("avx512f,avx512bf16"))) void round_rows_dot(const float* x, int64_t rows,
+                                                                  int64_t columns, int64_t stride,
+                                                                  bf16* out) {
+  for (int64_t r = 0; r < rows; ++r, x += stride, out += stride) {
+    for (int64_t i = 0; i < columns; i += LANES) {
+      _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+    }
+  }
+}
+
+__attribute__((target("avx512f,avx512bw,avx512bf16"))) void round_pairs_dot(
+    const float* x, int64_t rows, int64_t columns, int64_t stride, uint32_t* out) {
+  alignas(64) uint16_t order[2 * LANES];  // what is rounded as two halves alternates
+  for (int i = 0; i < 2 * LANES; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * LANES);
+  const __m512i alternate = _mm512_load_si512(order);
+  for (int64_t r = 0; r < rows; r += 2, x += 2 * stride, out += stride) {
+    for (int64_t i = 0; i < columns; i += LANES) {
+      const __m512 second = r + 1 < rows ? _mm512_loadu_ps(x + stride + i) : _mm512_setzero_ps();
+      const __m512bh halves = _mm512_cvtne2ps_pbh(second, _mm512_loadu_ps(x + i));
+      _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(alternate, (__m512i)halves));
+    }
+  }
+}
+#endif
+
 }  // namespace
 
-LCPO_CLONES const uint32_t* rounded_left(const float* x, int64_t rows, int64_t columns,
-                                         int64_t stride, uint32_t* room) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* from = x + r * stride;
-    bf16* to = reinterpret_cast<bf16*>(room) + r * stride;
-    LCPO_SIMD
-    for (int64_t i = 0; i < columns; ++i) to[i] = to_bf16(from[i]);
-  }
-  return room;
+const uint32_t* rounded_left(const float* x, int64_t rows, int64_t columns, int64_t stride,
+                             uint32_t* room) {
+  bf16* out = reinterpret_cast<bf16*>(room);
+#ifdef LCPO_BF16_DOT
+  if (lcpo_has_product()) return round_rows_dot(x, rows, columns, stride, out), room;
+#endif
+  return round_rows(x, rows, columns, stride, out), room;
 }
 
 LCPO_CLONES const uint32_t* right(const bf16* x, int64_t rows, int64_t columns, int64_t stride,
@@ -41,9 +80,12 @@ LCPO_CLONES const uint32_t* right(const bf16* x, int64_t rows, int64_t columns, 
   return pairs_of_rows(x, rows, columns, stride, room);
 }
 
-LCPO_CLONES const uint32_t* right(const float* x, int64_t rows, int64_t columns, int64_t stride,
-                                  uint32_t* room) {
-  return pairs_of_rows(x, rows, columns, stride, room);
+const uint32_t* right(const float* x, int64_t rows, int64_t columns, int64_t stride,
+                      uint32_t* room) {
+#ifdef LCPO_BF16_DOT
+  if (lcpo_has_product()) return round_pairs_dot(x, rows, columns, stride, room), room;
+#endif
+  return round_pairs(x, rows, columns, stride, room), room;
 }
 
 }  // namespace lcpo

@@ -4,6 +4,7 @@
 // Each output is written by one work item, in a fixed order: threads change no bit.
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <vector>
 
@@ -48,7 +49,7 @@ LCPO_CLONES void softmax_backward(float* scores, float* slopes, float factor, in
   for (int64_t r = 0; r < rows; ++r, scores += KEYS, slopes += KEYS) {
     LCPO_SIMD
     for (int64_t j = 0; j < columns; ++j) {
-      const float p = exp2_clamped(clamp_exponent(factor * scores[j] - lse[r]));
+      const float p = exp2_clamped(clamp_exponent(fused(factor, scores[j], -lse[r])));
       scores[j] = p;
       slopes[j] = p * (slopes[j] - delta[r]);
     }
@@ -57,7 +58,7 @@ LCPO_CLONES void softmax_backward(float* scores, float* slopes, float factor, in
   }
 }
 
-constexpr int64_t TILES = 4;
+constexpr int64_t TILES = 8;
 
 // A sequence and those that it is the prefix of: dK and dV of its keys are sums over all of them.
 struct Family {
@@ -157,10 +158,10 @@ struct Backward {
     const int64_t stride = s.kv_heads * s.size, count = item.stop - item.first;
     const int64_t own = item.first * s.width();
     const int64_t at = (item.start + item.first) * stride + item.head * s.size;
-    // In float32 the packed queries carry scale · log2(e).
+    // The packed queries carry scale · log2(e) in float32, in bf16 its sign (see `fold`).
     constexpr bool FOLDED = std::is_same_v<T, float>;
-    unpack(w.dk + own, count, stride, 1, s.size, FOLDED ? static_cast<float>(LN2) : s.scale,
-           dk + at);
+    unpack(w.dk + own, count, stride, 1, s.size,
+           FOLDED ? static_cast<float>(LN2) : std::fabs(s.scale), dk + at);
     unpack(w.dv + own, count, stride, 1, s.size, 1.0f, dv + at);
   }
 
