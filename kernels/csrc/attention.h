@@ -69,11 +69,11 @@ struct KeyBlock {
 // Query rows on their way over the blocks of keys.
 template <class T>
 struct Queries {
-  T* q;         // [rows, padded(size)]
-  float* out;   // [rows, padded(size)], sum of exp2(score - max) · v
-  float* max;   // [rows]
-  float* sum;   // [rows], of exp2(score - max)
-  float factor; // of q · k that is not in q
+  T* q;          // [rows, padded(size)]
+  float* out;    // [rows, padded(size)], sum of exp2(score - max) · v
+  float* max;    // [rows]
+  float* sum;    // [rows], of exp2(score - max)
+  float factor;  // of the scores, as far as q does not carry it
 
   Queries from(int64_t row, int64_t width) const {
     return {q + row * width, out + row * width, max + row, sum + row, factor};

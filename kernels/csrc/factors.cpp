@@ -38,7 +38,9 @@ LCPO_CLONES void round_pairs(const float* x, int64_t rows, int64_t columns, int6
 }
 
 #ifdef LCPO_BF16_DOT
-// The same by the instruction, for columns a multiple of LANES.
+// The same two by the instruction that rounds.
+bool fits(int64_t columns) { return columns % LANES == 0 && lcpo_has_product(); }
+
 __attribute__((target("avx512f,avx512bf16"))) void round_rows_dot(const float* x, int64_t rows,
                                                                   int64_t columns, int64_t stride,
                                                                   bf16* out) {
@@ -70,7 +72,7 @@ const uint32_t* rounded_left(const float* x, int64_t rows, int64_t columns, int6
                              uint32_t* room) {
   bf16* out = reinterpret_cast<bf16*>(room);
 #ifdef LCPO_BF16_DOT
-  if (lcpo_has_product()) return round_rows_dot(x, rows, columns, stride, out), room;
+  if (fits(columns)) return round_rows_dot(x, rows, columns, stride, out), room;
 #endif
   return round_rows(x, rows, columns, stride, out), room;
 }
@@ -83,7 +85,7 @@ LCPO_CLONES const uint32_t* right(const bf16* x, int64_t rows, int64_t columns, 
 const uint32_t* right(const float* x, int64_t rows, int64_t columns, int64_t stride,
                       uint32_t* room) {
 #ifdef LCPO_BF16_DOT
-  if (lcpo_has_product()) return round_pairs_dot(x, rows, columns, stride, room), room;
+  if (fits(columns)) return round_pairs_dot(x, rows, columns, stride, room), room;
 #endif
   return round_pairs(x, rows, columns, stride, room), room;
 }

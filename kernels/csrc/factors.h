@@ -27,8 +27,7 @@ const Unit<T>* left(const T* rows) {
   return reinterpret_cast<const Unit<T>*>(rows);
 }
 
-// The same of float32 results, x [rows, columns], both with rows `stride` apart. Of x, columns up to
-// a multiple of LANES are there.
+// The same of float32 results, x [rows, columns], both with rows `stride` apart.
 inline const float* rounded_left(const float* x, int64_t, int64_t, int64_t, float*) { return x; }
 const uint32_t* rounded_left(const float* x, int64_t rows, int64_t columns, int64_t stride,
                              uint32_t* room);

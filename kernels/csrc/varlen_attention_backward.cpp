@@ -58,6 +58,7 @@ LCPO_CLONES void softmax_backward(float* scores, float* slopes, float factor, in
   }
 }
 
+// Tiles of query rows that go over a block of keys together, while it is in cache.
 constexpr int64_t TILES = 8;
 
 // A sequence and those that it is the prefix of: dK and dV of its keys are sums over all of them.
@@ -81,21 +82,19 @@ struct Backward {
 
   // Few positions: what a tile computes beyond the diagonal is wasted.
   int64_t positions() const { return std::max<int64_t>(16, 48 / s.group() / 16 * 16); }
-  // Of the tiles that go over a block of keys together, while it is in cache.
-  int64_t span() const { return TILES * positions(); }
 
   struct Workspace {
-    Array<T> k, v;                          // whole sequences, a block of KEYS at a time
-    Array<Unit<T>> k_right, k_t, v_t;
+    Array<T> k, v;                        // whole sequences, a block of KEYS at a time
+    Array<Unit<T>> k_right, k_t, v_t;     // arrays for `right` are not touched in float32
     Array<float> dk, dv;
-    Array<T> q, grad, out;                  // a span of query rows
+    Array<T> q, grad, out;                // the query rows of TILES tiles
     Array<Unit<T>> q_right, grad_right;
     Array<float> dq, lse, delta;
-    Array<float> scores, slopes;            // [rows, KEYS] of a tile
-    Array<Unit<T>> factor;
+    Array<float> scores, slopes;          // [rows, KEYS] of one tile
+    Array<Unit<T>> rounded;               // either of them as a factor
     std::vector<int32_t> seen;
 
-    Workspace(int64_t keys, int64_t rows, int64_t width)
+    Workspace(int64_t keys, int64_t tile, int64_t width)
         : k(keys * width),
           v(keys * width),
           k_right(units<T>(keys) * width),
@@ -103,24 +102,24 @@ struct Backward {
           v_t(units<T>(width) * keys),
           dk(keys * width),
           dv(keys * width),
-          q(rows * width),
-          grad(rows * width),
-          out(rows * width),
-          q_right(units<T>(rows) * width),
-          grad_right(units<T>(rows) * width),
-          dq(rows * width),
-          lse(rows),
-          delta(rows),
-          scores(rows * KEYS),
-          slopes(rows * KEYS),
-          factor(units<T>(rows) * KEYS),
-          seen(rows) {}
+          q(TILES * tile * width),
+          grad(TILES * tile * width),
+          out(TILES * tile * width),
+          q_right(units<T>(TILES * tile) * width),
+          grad_right(units<T>(TILES * tile) * width),
+          dq(TILES * tile * width),
+          lse(TILES * tile),
+          delta(TILES * tile),
+          scores(tile * KEYS),
+          slopes(tile * KEYS),
+          rounded(tile * units<T>(KEYS)),
+          seen(tile) {}
   };
 
   // Where query rows and keys are as the products want them.
   struct Factors {
     const Unit<T> *k, *q, *grad;
-    float scale;  // of q · k that is not in q
+    float scale;  // of the scores, as far as q does not carry it
   };
 
   void run(const Family& family, Workspace& w) const {
@@ -144,13 +143,13 @@ struct Backward {
       turn<T>(w.v + j * width, KEYS, s.size, w.v_t + units<T>(j * width));
     }
     const int64_t before = units<T>(at) * width;
-    Factors factors{};
-    factors.k = right(w.k + at * width, keys - at, width, width, w.k_right + before) - before;
+    Factors f{};
+    f.k = right(w.k + at * width, keys - at, width, width, w.k_right + before) - before;
     for (float* x : {w.dk.data(), w.dv.data()}) std::fill(x + own, x + item.stop * width, 0.0f);
     Item part = item;
     for (; part.first < item.stop; part.first = part.stop) {
-      part.stop = std::min(part.first + span(), item.stop);
-      add_span(part, factors, w);
+      part.stop = std::min(part.first + TILES * positions(), item.stop);
+      add_tiles(part, f, w);
     }
   }
 
@@ -166,16 +165,16 @@ struct Backward {
   }
 
   // Query rows of some tiles, over all keys that they may see.
-  void add_span(const Item& item, Factors& factors, Workspace& w) const {
+  void add_tiles(const Item& item, Factors& f, Workspace& w) const {
     const int64_t group = s.group(), width = s.width(), stride = s.heads * s.size;
     const int64_t count = item.stop - item.first, rows = count * group;
     const int64_t at = (item.start + item.first) * stride + item.head * group * s.size;
     pack(q + at, count, stride, group, s.size, w.q.data());
     pack(grad_out + at, count, stride, group, s.size, w.grad.data());
     pack(out + at, count, stride, group, s.size, w.out.data());
-    factors.scale = fold(static_cast<float>(s.scale * LOG2E), w.q, rows * width);
-    factors.q = right(w.q, rows, width, width, w.q_right);
-    factors.grad = right(w.grad, rows, width, width, w.grad_right);
+    f.scale = fold(static_cast<float>(s.scale * LOG2E), w.q, rows * width);
+    f.q = right(w.q, rows, width, width, w.q_right);
+    f.grad = right(w.grad, rows, width, width, w.grad_right);
     row_dots(w.grad, w.out, rows, width, w.delta);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t token = item.start + item.first + r / group;
@@ -186,32 +185,33 @@ struct Backward {
       for (int64_t first = item.first; first < item.stop; first += positions()) {
         const int64_t stop = std::min(first + positions(), item.stop);
         causal(w.seen.data(), first, stop, group, j0);
-        if (j0 < stop) add_tile(j0, (first - item.first) * group, (stop - first) * group, factors, w);
+        const int64_t row = (first - item.first) * group;
+        if (j0 < stop) add_tile(j0, row, (stop - first) * group, f, w);
       }
     }
     unpack(w.dq, count, stride, group, s.size, s.scale, dq + at);
   }
 
-  // One tile of query rows, from row `at` of the span on, over a block of keys.
-  void add_tile(int64_t j0, int64_t at, int64_t rows, const Factors& factors, Workspace& w) const {
-    const int64_t width = s.width(), from = j0 * width, row = at * width;
-    const int64_t most = w.seen[rows - 1], columns = round_up(most, LANES);
+  // One tile of query rows, those from `row` on, over a block of keys.
+  void add_tile(int64_t j0, int64_t row, int64_t rows, const Factors& f, Workspace& w) const {
+    const int64_t width = s.width(), most = w.seen[rows - 1], columns = round_up(most, LANES);
+    const int64_t at = row * width, at_key = j0 * width;
     const auto scores = [&](const T* rows_of, const Unit<T>* keys_t, float* to) {
-      gemm({rows, columns, units<T>(s.size), left(rows_of + row), units<T>(width),
-            keys_t + units<T>(from), KEYS, to, KEYS, false, false});
+      gemm({rows, columns, units<T>(s.size), left(rows_of + at), units<T>(width),
+            keys_t + units<T>(at_key), KEYS, to, KEYS, false, false});
     };
     const auto to_keys = [&](const float* weights, const Unit<T>* rows_of, float* to) {
-      gemm({most, width, units<T>(rows), right(weights, rows, columns, KEYS, w.factor), KEYS,
-            rows_of + units<T>(at) * width, width, to + from, width, true, true});
+      gemm({most, width, units<T>(rows), right(weights, rows, columns, KEYS, w.rounded), KEYS,
+            rows_of + units<T>(row) * width, width, to + at_key, width, true, true});
     };
     scores(w.q, w.k_t, w.scores);
     scores(w.grad, w.v_t, w.slopes);
-    softmax_backward(w.scores, w.slopes, factors.scale, rows, columns, w.seen.data(), w.lse + at,
-                     w.delta + at);
-    to_keys(w.scores, factors.grad, w.dv);
-    to_keys(w.slopes, factors.q, w.dk);
-    gemm({rows, width, units<T>(most), rounded_left(w.slopes, rows, columns, KEYS, w.factor),
-          units<T>(KEYS), factors.k + units<T>(j0) * width, width, w.dq + row, width, false, j0 > 0});
+    softmax_backward(w.scores, w.slopes, f.scale, rows, columns, w.seen.data(), w.lse + row,
+                     w.delta + row);
+    to_keys(w.scores, f.grad, w.dv);
+    to_keys(w.slopes, f.q, w.dk);
+    gemm({rows, width, units<T>(most), rounded_left(w.slopes, rows, columns, KEYS, w.rounded),
+          units<T>(KEYS), f.k + units<T>(j0) * width, width, w.dq + at, width, false, j0 > 0});
   }
 
   void run_all(int32_t threads) const {
@@ -235,7 +235,7 @@ struct Backward {
     for_each(
         work, threads,
         [&] {
-          return Workspace(round_up(longest, KEYS), span() * s.group(), s.width());
+          return Workspace(round_up(longest, KEYS), positions() * s.group(), s.width());
         },
         [&](const Family& family, Workspace& w) { run(family, w); });
   }
