@@ -14,10 +14,10 @@ struct FewQueries {
   const T *const *keys, *const *values;  // [count], the first of the heads
   int64_t count, heads, group, size;     // `group` queries share a head
 
-  // scores [heads * group, KEYS] = q · kᵀ; q [heads * group, padded(size)].
-  void score(const float* q, float* scores) const;
-  // out [heads * group, padded(size)] += p · v; p lies as the scores.
-  void add_values(const float* p, float* out) const;
+  // scores [heads · group, KEYS] = q · kᵀ, zeros up to a multiple of LANES; q [heads · group, size].
+  void score(const T* q, float* scores) const;
+  // out [heads · group, size] += p · v; p a left factor, units<T>(KEYS) a row.
+  void add_values(const Unit<T>* p, float* out) const;
 };
 
 // Whether that runs here, and for heads of this size.
