@@ -265,7 +265,8 @@ int main(int argc, char** argv) {
   test_gemm();
   test_transpose();
   test_factors();
-  for (const auto& [heads, kv_heads, size] : {std::array{6, 2, 64}, {4, 4, 24}, {30, 1, 8}, {3, 1, 5}}) {
+  for (const auto& [heads, kv_heads, size] : {std::array{6, 2, 64}, {4, 4, 24}, {30, 1, 8}, {3, 1, 5},
+                                              {8, 2, 80}}) {
     for (const bool sharing : {false, true}) test_attention(heads, kv_heads, size, threads, sharing);
     test_decode<float>(heads, kv_heads, size, threads);
     test_decode<lcpo::bf16>(heads, kv_heads, size, threads);
