@@ -83,13 +83,14 @@ LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t
     }
   }
   across(lanes, rows, turned);
-  for (int64_t r = 0; r < rows; ++r) best[r] = max[r];
+  std::fill_n(best, rows, -INF);
   for (int i = 0; i < LANES; ++i) {
     const float* most = turned + i * ROWS;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float score = factor * most[r];
-      best[r] = score > best[r] ? score : best[r];
-    }
+    for (int64_t r = 0; r < rows; ++r) best[r] = most[r] > best[r] ? most[r] : best[r];
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    best[r] *= factor;
+    best[r] = best[r] > max[r] ? best[r] : max[r];
   }
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * KEYS;

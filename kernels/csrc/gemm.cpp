@@ -25,14 +25,18 @@ typedef float Float8 __attribute__((vector_size(32)));
 typedef float Float16 __attribute__((vector_size(64)));
 
 // Units of B next to each other, and what one of A adds to their sums.
+template <class V, class Unit>
+struct Right;
+
 template <class V>
-struct Right {
+struct Right<V, float> {
   V entries;
   LCPO_INLINE_MEMBER void load(const float* b) { std::memcpy(&entries, b, sizeof(V)); }
   LCPO_INLINE_MEMBER void add(float a, V& sum) const { sum += a * entries; }
 };
+
 template <class V>
-struct RightPairs {
+struct Right<V, uint32_t> {
   V first, second;
   LCPO_INLINE_MEMBER void load(const uint32_t* b) {
     typedef uint32_t Bits __attribute__((vector_size(sizeof(V))));
@@ -46,10 +50,6 @@ struct RightPairs {
     sum += from_bits(a << 16) * first;
   }
 };
-template <class V>
-Right<V> right_of(const float*);
-template <class V>
-RightPairs<V> right_of(const uint32_t*);
 
 // MR rows and NR vectors of C in registers: MR · NR sums, NR entries of B and one of A.
 template <class V, int MR, int NR, class Unit>
@@ -61,7 +61,7 @@ LCPO_INLINE void tile(const Gemm<Unit>& g, int64_t i0, int64_t j0) {
   float* c = g.c + i0 * g.ldc + j0;
   V sum[MR][NR] = {};
   for (int64_t p = 0; p < g.k; ++p) {
-    decltype(right_of<V>(b)) row[NR];
+    Right<V, Unit> row[NR];
 #pragma GCC unroll 8
     for (int j = 0; j < NR; ++j) row[j].load(b + j * W);
 #pragma GCC unroll 8
@@ -155,14 +155,14 @@ LCPO_INLINE Float4 high(Float4 x, Float4 y) { return LCPO_SHUFFLE(x, y, 2, 6, 3,
 }  // namespace
 
 template <>
-std::vector<Run<float>> gemm_levels() {
+std::vector<Run<float>> gemm_levels<float>() {
   std::vector<Run<float>> found;
   add_levels(found);
   return found;
 }
 
 template <>
-std::vector<Run<uint32_t>> gemm_levels() {
+std::vector<Run<uint32_t>> gemm_levels<uint32_t>() {
   std::vector<Run<uint32_t>> found;
 #ifdef LCPO_BF16_DOT
   if (lcpo_has_product()) found.push_back(gemm_dot);

@@ -22,7 +22,7 @@ struct Forward {
   float* lse;
 
   // Enough query rows that packing a block of keys costs little beside its products.
-  int64_t positions() const { return std::max<int64_t>(16, 768 / s.group() / 16 * 16); }
+  int64_t positions() const { return std::max<int64_t>(16, 384 / s.group() / 16 * 16); }
 
   struct Workspace {
     QueryRoom<T> queries;

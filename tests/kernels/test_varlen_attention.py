@@ -61,7 +61,7 @@ def test_heads_and_sizes(backend, heads, kv_heads, size):
 
 
 # SmolLM2's heads, those of a narrow and of a wide model, an odd size (half a pair of bfloat16) and
-# one that fills no register. Each length: tiles of keys and of rows filled, and over or short by one.
+# one that fills no register. Lengths: tiles of keys and of rows filled, over and short by one.
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size"), [(9, 3, 64), (4, 2, 32), (12, 2, 128), (3, 1, 5), (6, 2, 24)]
 )
