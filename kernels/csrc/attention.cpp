@@ -54,8 +54,9 @@ void across(const float* lanes, int64_t rows, float* turned) {
 
 // scores [rows, KEYS] become exp2(factor · score - max), of which `columns` a row are written;
 // factor > 0.
-LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t columns, const int32_t* seen,
-                              float* max, float* sum, float* out, int64_t width) {
+LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t columns,
+                              const int32_t* seen, float* max, float* sum, float* out,
+                              int64_t width) {
   alignas(64) float lanes[ROWS * LANES] = {}, turned[LANES * ROWS];
   float best[ROWS], shrink[ROWS];
   for (int64_t r = 0; r < rows; ++r) {
@@ -159,7 +160,7 @@ LCPO_CLONES float fold(float factor, float* q, int64_t size) {
 }
 
 LCPO_CLONES float fold(float factor, bf16* q, int64_t size) {
-  if (factor > 0.0f) return factor;
+  if (!(factor <= 0.0f)) return factor;  // NaN too
   const float sign = factor < 0.0f ? -1.0f : 0.0f;
   for (int64_t i = 0; i < size; ++i) store(q + i, sign * load(q + i));
   return factor < 0.0f ? -factor : 1.0f;
