@@ -156,7 +156,7 @@ LCPO_CLONES float fold(float factor, float* q, int64_t size) {
 }
 
 LCPO_CLONES float fold(float factor, bf16* q, int64_t size) {
-  if (factor > 0.0f) return factor;
+  if (!(factor <= 0.0f)) return factor;  // NaN too
   const float sign = factor < 0.0f ? -1.0f : 0.0f;
   for (int64_t i = 0; i < size; ++i) store(q + i, sign * load(q + i));
   return factor < 0.0f ? -factor : 1.0f;

@@ -6,6 +6,7 @@
 #include "gemm.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "api.h"
 #include "intrinsics.h"
@@ -90,6 +91,10 @@ template <class V, int NR, class Unit>
 LCPO_INLINE void panel(const Gemm<Unit>& g, int64_t j0) {
   int64_t i = 0;
   for (; i + 6 <= g.m; i += 6) tile<V, 6, NR>(g, i, j0);
+  if constexpr (std::is_same_v<Unit, uint32_t>) {  // these are a fallback: little code
+    for (; i < g.m; ++i) tile<V, 1, NR>(g, i, j0);
+    return;
+  }
   switch (g.m - i) {
     case 5: return tile<V, 5, NR>(g, i, j0);
     case 4: return tile<V, 4, NR>(g, i, j0);

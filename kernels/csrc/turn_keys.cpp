@@ -21,22 +21,21 @@ bool is_wide() {
 }
 
 // `size` units from `at` bytes on.
-__attribute__((target("avx512f"))) void wide(const void* const* keys, int64_t count, int64_t at,
+__attribute__((target("avx512f"))) void wide(const char* const* keys, int64_t count, int64_t at,
                                              int64_t size, void* k_t) {
   uint32_t* out = static_cast<uint32_t*>(k_t);
-  for (int64_t j = 0; j < count; j += LANES) {
+  for (int64_t j = 0; j < count; j += LANES, keys += LANES) {
+    const int64_t there = count - j;
     for (int64_t d = 0; d < size; d += LANES) {
-      const __mmask16 some = first_lanes(size - d);
+      const int64_t units = std::min<int64_t>(LANES, size - d), from = at + d * sizeof(*out);
+      const __mmask16 some = first_lanes(units);
       __m512i block[LANES];
       for (int64_t i = 0; i < LANES; ++i) {
-        block[i] = j + i < count
-                       ? _mm512_maskz_loadu_epi32(
-                             some, static_cast<const char*>(keys[j + i]) + at + d * sizeof(*out))
-                       : _mm512_setzero_si512();
+        block[i] = i < there ? _mm512_maskz_loadu_epi32(some, keys[i] + from)
+                             : _mm512_setzero_si512();
       }
       turn16(block);
-      const int64_t rows = std::min<int64_t>(LANES, size - d);
-      for (int64_t i = 0; i < rows; ++i) _mm512_storeu_si512(out + (d + i) * KEYS + j, block[i]);
+      for (int64_t i = 0; i < units; ++i) _mm512_storeu_si512(out + (d + i) * KEYS + j, block[i]);
     }
   }
 }
@@ -49,7 +48,7 @@ void turn_keys(const T* const* keys, int64_t count, int64_t offset, int64_t size
                Unit<T>* k_t) {
 #ifdef LCPO_BF16_DOT
   if (is_wide() && size % 2 == 0) {  // else half a unit could be missing
-    return wide(reinterpret_cast<const void* const*>(keys), count, offset * sizeof(T),
+    return wide(reinterpret_cast<const char* const*>(keys), count, offset * sizeof(T),
                 units<T>(size), k_t);
   }
 #endif
