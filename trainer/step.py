@@ -271,6 +271,7 @@ def policy_loss(
         batch.seq_ids,
         temperature=config.rollout.temperature,
         vocab_size=trainer.engine.vocab_size,
+        master=None if model is trainer.model else trainer.model.head_weight,
         clip_low=config.algorithm.clip_low,
         clip_high=config.algorithm.clip_high,
         kl_coef=config.algorithm.kl_coef,

@@ -47,7 +47,7 @@ def linear_policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss [], d_hidden [R, H], d_weight [V, H], stats [6], logprob [R]).
 
-    A gradient not needed has no rows. They are summed in float32 and cast once. See
+    A gradient not needed has no rows. They are summed in float32; d_hidden is then cast. See
     ops.linear_policy_loss.
     """
     dtype, low = head.statistics_dtype(gemm_dtype), hidden.to(gemm_dtype)
@@ -101,7 +101,7 @@ def linear_policy_loss(
     return (
         torch.stack(losses).sum(),
         d_hidden.to(hidden.dtype),
-        d_weight.to(weight.dtype),
+        d_weight,
         combined(torch.stack(stats)),
         torch.cat(logprobs),
     )

@@ -61,7 +61,6 @@ class Sum:
 
     def __init__(self, parameter: Tensor) -> None:
         self._parameter = parameter
-        self._kept: Tensor | None = None  # by the CPU, which would fetch fresh pages at each step
 
     def take(self, working: Tensor) -> None:
         """Adds the gradient of `working`, which loses it, if it has one."""
@@ -88,10 +87,7 @@ class Sum:
         """Whether there is no gradient yet; it then has memory, with anything in it."""
         if self._parameter.grad is not None:
             return False
-        room = torch.empty_like(self._parameter) if self._kept is None else self._kept
-        self._parameter.grad = room
-        if room.device.type == "cpu":
-            self._kept = room
+        self._parameter.grad = torch.empty_like(self._parameter)
         return True
 
 
