@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels import product
 from trainer.model.decoder import Decoder
 from trainer.model.embedding import Embedding
+from trainer.model.linear import Linear
 
 
 def has_bfloat16(device: str) -> bool:
@@ -35,7 +36,7 @@ def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
     sums = send_gradients(copy, master)
     if master.head_weight.device.type == "cpu":
         for name, layer in copy.named_modules():
-            kind = {nn.Linear: WorkingLinear, Embedding: WorkingEmbedding}.get(type(layer))
+            kind = {Linear: WorkingLinear, Embedding: WorkingEmbedding}.get(type(layer))
             if kind is not None:
                 layer.__class__, layer.sum = kind, sums[name + ".weight"]
     return copy

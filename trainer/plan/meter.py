@@ -126,6 +126,8 @@ class Meter(TorchDispatchMode):
         flops = 0
         if func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        if name == "lcpo::linear":
+            flops = 2 * args[0].numel() * args[1].shape[0]
         if name in GATHERS:
             moved = 2 * _bytes(given)
         elif name in SCATTERS:

@@ -194,7 +194,6 @@ class Walker:
                 pages=pages,
                 page_size=rollout.page_size,
                 pages_per_row=pool.pages_for(prompt_tokens(asked) + rollout.max_response_tokens),
-                batch_invariant=rollout.batch_invariant,
                 cuda_graphs=False,
             )
         admission, tokens = scheduler.admit(), 0
