@@ -44,10 +44,10 @@ LCPO_INLINE void unpack_rows(const float* x, int64_t outer, int64_t stride, int6
   }
 }
 
-// The 16 lanes of each row side by side over rows: lanes [ROWS, LANES] to [LANES, ROWS]. Reducing
+// The 16 lanes of each row side by side over rows: lanes [QUERIES, LANES] to [LANES, QUERIES]. Reducing
 // them is then a loop over rows, where reducing a register by itself would stall at each step.
 void across(const float* lanes, int64_t rows, float* turned) {
-  transpose(lanes, round_up(rows, 4), LANES, LANES, turned, ROWS);
+  transpose(lanes, round_up(rows, 4), LANES, LANES, turned, QUERIES);
 }
 
 LCPO_CLONES void normalise(float* out, int64_t rows, int64_t width, const float* sum) {
@@ -69,8 +69,8 @@ LCPO_CLONES void to_lse(float* max, const float* sum, int64_t rows) {
 LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t columns,
                               const int32_t* seen, float* max, float* sum, float* out,
                               int64_t width) {
-  alignas(64) float lanes[ROWS * LANES] = {}, turned[LANES * ROWS];
-  float best[ROWS], shrink[ROWS];
+  alignas(64) float lanes[QUERIES * LANES] = {}, turned[LANES * QUERIES];
+  float best[QUERIES], shrink[QUERIES];
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * KEYS;
     std::fill(row + seen[r], row + columns, -INF);
@@ -85,7 +85,7 @@ LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t
   across(lanes, rows, turned);
   std::fill_n(best, rows, -INF);
   for (int i = 0; i < LANES; ++i) {
-    const float* most = turned + i * ROWS;
+    const float* most = turned + i * QUERIES;
     for (int64_t r = 0; r < rows; ++r) best[r] = most[r] > best[r] ? most[r] : best[r];
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -113,7 +113,7 @@ LCPO_CLONES void softmax_step(float* scores, float factor, int64_t rows, int64_t
     sum[r] *= shrink[r];
   }
   for (int i = 0; i < LANES; ++i) {
-    for (int64_t r = 0; r < rows; ++r) sum[r] += turned[i * ROWS + r];
+    for (int64_t r = 0; r < rows; ++r) sum[r] += turned[i * QUERIES + r];
   }
   for (int64_t r = 0; r < rows; ++r) {
     if (shrink[r] == 1.0f) continue;
@@ -173,11 +173,11 @@ void Queries<T>::start(int64_t rows, int64_t width, float scale) {
 template <class T>
 void Queries<T>::attend(const KeyBlock<T>& block, int64_t rows, const int32_t* seen,
                         int64_t size) {
-  alignas(64) float scores[ROWS * KEYS];
-  alignas(64) Unit<T> room[ROWS * units<T>(KEYS)];  // not touched in float32
+  alignas(64) float scores[QUERIES * KEYS];
+  alignas(64) Unit<T> room[QUERIES * units<T>(KEYS)];  // not touched in float32
   const int64_t width = padded(size);
-  for (int64_t r = 0; r < rows; r += ROWS) {
-    const int64_t n = std::min(ROWS, rows - r), most = seen[r + n - 1];
+  for (int64_t r = 0; r < rows; r += QUERIES) {
+    const int64_t n = std::min(QUERIES, rows - r), most = seen[r + n - 1];
     if (most == 0) continue;
     const int64_t columns = round_up(most, LANES);
     float* to = out + r * width;

@@ -15,7 +15,7 @@
 namespace lcpo {
 
 constexpr int64_t KEYS = 64;
-constexpr int64_t ROWS = 24;  // query rows at a time: their scores stay in the first-level cache
+constexpr int64_t QUERIES = 24;  // query rows at a time: their scores stay in the first-level cache
 
 // Head sizes and row lengths of scratch: whole registers, filled up with zeros.
 constexpr int64_t padded(int64_t size) { return round_up(size, LANES); }
@@ -67,7 +67,7 @@ struct KeyBlock {
   int64_t stride;
 };
 
-// scores [rows, KEYS], rows <= ROWS, become exp2(factor · score - max), factor > 0, of which `columns` a
+// scores [rows, KEYS], rows <= QUERIES, become exp2(factor · score - max), factor > 0, of which `columns` a
 // row are written, a whole number of LANES; `out` [rows, width] shrinks as the maximum grows. Row r
 // sees seen[r] keys.
 void softmax_step(float* scores, float factor, int64_t rows, int64_t columns, const int32_t* seen,

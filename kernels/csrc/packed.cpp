@@ -86,8 +86,7 @@ void multiply_unpacked(const LcpoLinear& l, const float* x, int64_t rows, float*
   const int64_t blocks = (rows + SHARE - 1) / SHARE, count = panels(false, l.outputs) * blocks;
 #pragma omp parallel num_threads(threads) if (count > 1)
   {
-    Scratch scratch(WIDTH * l.inputs);
-    float* b = scratch.take(WIDTH * l.inputs);
+    const Array<float> b(WIDTH * l.inputs);
     int64_t packed = -1;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < count; ++i) {

@@ -69,9 +69,9 @@ struct Decode {
     const int64_t columns = round_up(count, LANES);
     const FewQueries<T> few{w.keys.data(), w.values.data(), count, some.count, group, size};
     few.score(all.q, w.scores);
-    for (int64_t r = 0; r < rows; r += ROWS) {
+    for (int64_t r = 0; r < rows; r += QUERIES) {
       const Queries<T> part = all.from(r, size);
-      softmax_step(w.scores + r * KEYS, all.factor, std::min(ROWS, rows - r), columns,
+      softmax_step(w.scores + r * KEYS, all.factor, std::min(QUERIES, rows - r), columns,
                    w.seen.data() + r, part.max, part.sum, part.out, size);
     }
     few.add_values(rounded_left(w.scores, rows, columns, KEYS, w.rounded), all.out);
