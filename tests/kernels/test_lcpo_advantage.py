@@ -184,10 +184,10 @@ def test_backends_agree(cpp, reward, estimator):
 
 
 def test_cpp_writes_all_its_outputs_and_nothing_else(cpp):
-    values = ints([0, 1, 1, 0, 1])
+    correct, values = torch.ones(5), ints([0, 1, 1, 0, 1])
     outputs = [guarded(5) for _ in range(3)]
     _lcpo_advantage(
-        *(x.data_ptr() for x in (torch.ones(5), values, values, values, values)),
+        *(x.data_ptr() for x in (correct, values, values, values, values)),
         *(5, 2, False, 0.1, 0.1, 0.5, 0, 1e-6),
         *(inside.data_ptr() for _, inside in outputs),
     )
