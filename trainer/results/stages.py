@@ -89,7 +89,7 @@ class Running:
 def _run_chain(chain: Sequence[Stage], running: Running) -> float:
     try:
         return sum(_run_stage(stage, running) for stage in chain)
-    except Exception as error:
+    except (OSError, ValueError) as error:
         running.stop(error)
         raise
 
