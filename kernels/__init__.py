@@ -7,6 +7,7 @@ at the call. Each op's contract is the docstring of its function in `kernels.ops
 from kernels.dispatch import active_backends, override
 from kernels.ops.count_lengths import Lengths, count_lengths
 from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
+from kernels.ops.linear import linear
 from kernels.ops.linear_logprob import linear_logprob
 from kernels.ops.linear_policy_loss import linear_policy_loss
 from kernels.ops.logprob_from_logits import logprob_from_logits
@@ -40,6 +41,7 @@ __all__ = [
     "can_pack",
     "count_lengths",
     "lcpo_advantage",
+    "linear",
     "linear_logprob",
     "linear_policy_loss",
     "logprob_from_logits",

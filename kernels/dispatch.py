@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: {op: {backend: implementation}}.
+"""Which implementation of an op runs, of those in implementations.py.
 
 Automatic: an attention library or Triton for CUDA tensors, the compiled C++ library for CPU tensors
 where it is loaded, and torch where none of them has the op. Explicit: `LCPO_BACKEND` in the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import importlib.util
 import logging
 import os
@@ -19,167 +18,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from kernels import cpp_impl, cuda_impl
-from kernels.cpp_impl import count_lengths as cpp_count_lengths
-from kernels.cpp_impl import lcpo_advantage as cpp_lcpo_advantage
-from kernels.cpp_impl import logprob_from_logits as cpp_logprob_from_logits
-from kernels.cpp_impl import logprob_rows as cpp_logprob_rows
 from kernels.cpp_impl import packed_decoder as cpp_packed_decoder
-from kernels.cpp_impl import paged_decode_attention as cpp_paged_decode_attention
-from kernels.cpp_impl import policy_loss as cpp_policy_loss
 from kernels.cpp_impl import product as cpp_product
-from kernels.cpp_impl import rms_norm as cpp_rms_norm
-from kernels.cpp_impl import rope as cpp_rope
-from kernels.cpp_impl import sample_tokens as cpp_sample_tokens
-from kernels.cpp_impl import swiglu as cpp_swiglu
-from kernels.cpp_impl import varlen_attention as cpp_varlen_attention
-from kernels.cuda_impl import paged_decode_attention as cuda_paged_decode_attention
-from kernels.cuda_impl import varlen_attention as cuda_varlen_attention
-from kernels.torch_ref import (
-    count_lengths,
-    lcpo_advantage,
-    linear_logprob,
-    linear_policy_loss,
-    logprob_from_logits,
-    paged_decode_attention,
-    policy_loss,
-    rms_norm,
-    rope,
-    sample_tokens,
-    swiglu,
-    varlen_attention,
-)
+from kernels.implementations import IMPLEMENTATIONS
+from kernels.torch_ref import linear_logprob
 
 _log = logging.getLogger("kernels")
 
-
-def _triton(path: str) -> Callable:
-    """`module.function` of kernels.triton_impl, imported at its first call: triton loads slowly."""
-    module, name = path.split(".")
-
-    def run(*arguments: object) -> object:
-        kernel = getattr(importlib.import_module(f"kernels.triton_impl.{module}"), name)
-        # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device_of(next(x for x in arguments if isinstance(x, torch.Tensor))):
-            return kernel(*arguments)
-
-    return run
-
-
-def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
-    """torch's, but for bfloat16 with a float32 result on processors that have it."""
-    ours = a.dtype == torch.bfloat16 and out.dtype == torch.float32 and b.stride(1) == 1
-    run = cpp_product.product if ours and cpp_product.supported() else linear_logprob.product
-    run(a, b, out, add=add)
-
-
-IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
-    # Products are torch's, but for what it lacks (product); C++ and Triton pass over the rows.
-    "linear_logprob": {
-        "torch": linear_logprob.forward,
-        "cpp": partial(linear_logprob.forward, rows_kernel=cpp_logprob_rows.logprob_rows),
-        "triton": partial(linear_logprob.forward, rows_kernel=_triton("logprob_rows.logprob_rows")),
-    },
-    "linear_logprob_backward": {
-        "torch": linear_logprob.backward,
-        "cpp": partial(
-            linear_logprob.backward,
-            rows_kernel=cpp_logprob_rows.logprob_rows_backward,
-            product=product,
-        ),
-        "triton": partial(
-            linear_logprob.backward, rows_kernel=_triton("logprob_rows.logprob_rows_backward")
-        ),
-    },
-    "linear_policy_loss": {
-        "torch": linear_policy_loss.linear_policy_loss,
-        "cpp": partial(
-            linear_policy_loss.linear_policy_loss,
-            rows_kernel=cpp_logprob_rows.logprob_rows,
-            rows_backward=cpp_logprob_rows.logprob_rows_backward,
-            loss_kernel=cpp_policy_loss.policy_loss,
-            product=product,
-        ),
-        "triton": partial(
-            linear_policy_loss.linear_policy_loss,
-            rows_kernel=_triton("logprob_rows.logprob_rows"),
-            rows_backward=_triton("logprob_rows.logprob_rows_backward"),
-            loss_kernel=_triton("policy_loss.policy_loss"),
-        ),
-    },
-    "logprob_from_logits": {
-        "torch": logprob_from_logits.forward,
-        "cpp": cpp_logprob_from_logits.forward,
-        "triton": _triton("logprob_rows.logprob_from_logits"),
-    },
-    "logprob_from_logits_backward": {
-        "torch": logprob_from_logits.backward,
-        "cpp": cpp_logprob_from_logits.backward,
-        "triton": _triton("logprob_rows.logprob_from_logits_backward"),
-    },
-    "count_lengths": {
-        "torch": count_lengths.count_lengths,
-        "cpp": cpp_count_lengths.count_lengths,
-        "triton": _triton("count_lengths.count_lengths"),
-    },
-    "lcpo_advantage": {
-        "torch": lcpo_advantage.lcpo_advantage,
-        "cpp": cpp_lcpo_advantage.lcpo_advantage,
-        "triton": _triton("lcpo_advantage.lcpo_advantage"),
-    },
-    "policy_loss": {
-        "torch": policy_loss.policy_loss,
-        "cpp": cpp_policy_loss.policy_loss,
-        "triton": _triton("policy_loss.policy_loss"),
-    },
-    "sample_tokens": {
-        "torch": sample_tokens.sample_tokens,
-        "cpp": cpp_sample_tokens.sample_tokens,
-        "triton": _triton("sample_tokens.sample_tokens"),
-    },
-    "rms_norm": {
-        "torch": rms_norm.forward,
-        "cpp": cpp_rms_norm.forward,
-        "triton": _triton("rms_norm.forward"),
-    },
-    "rms_norm_backward": {
-        "torch": rms_norm.backward,
-        "cpp": cpp_rms_norm.backward,
-        "triton": _triton("rms_norm.backward"),
-    },
-    "rope": {"torch": rope.rope, "cpp": cpp_rope.rope, "triton": _triton("rope.rope")},
-    "swiglu": {
-        "torch": swiglu.forward,
-        "cpp": cpp_swiglu.forward,
-        "triton": _triton("swiglu.forward"),
-    },
-    "swiglu_backward": {
-        "torch": swiglu.backward,
-        "cpp": cpp_swiglu.backward,
-        "triton": _triton("swiglu.backward"),
-    },
-    "varlen_attention": {
-        "torch": varlen_attention.forward,
-        "cpp": cpp_varlen_attention.forward,
-        "cuda": cuda_varlen_attention.forward,
-    },
-    "varlen_attention_backward": {
-        "torch": varlen_attention.backward,
-        "cpp": cpp_varlen_attention.backward,
-        "cuda": cuda_varlen_attention.backward,
-    },
-    "paged_decode_attention": {
-        "torch": paged_decode_attention.paged_decode_attention,
-        "cpp": cpp_paged_decode_attention.paged_decode_attention,
-        "cuda": partial(
-            cuda_paged_decode_attention.paged_decode_attention,
-            otherwise=_triton("paged_decode_attention.paged_decode_attention"),
-        ),
-        "triton": _triton("paged_decode_attention.paged_decode_attention"),
-    },
-}
 BACKENDS = ("cuda", "triton", "cpp", "torch")  # in order of preference
 # What the C++ kernels of float ops take; ops on integers have one dtype each.
 CPP_FLOATS = (torch.float32, torch.bfloat16)
@@ -216,7 +63,10 @@ def packed_decoder(device: torch.device, dtype: torch.dtype) -> Callable | None:
     parts = ("rms_norm", "rope", "varlen_attention", "paged_decode_attention", "swiglu")
     chosen = ((op, select(op, device, dtype)) for op in (*parts, "sample_tokens"))
     ours = runs and all(run is IMPLEMENTATIONS[op]["cpp"] for op, run in chosen)
-    return cpp_packed_decoder.PackedDecoder if ours else None
+    if not ours:
+        return None
+    _, columns = linear_logprob.TILE["cpu"]
+    return partial(cpp_packed_decoder.PackedDecoder, head_columns=columns)
 
 
 @contextlib.contextmanager
@@ -269,7 +119,8 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     # Triton's kernels compute in float32; float64, which is for gradient checks, goes to torch.
     if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
-    fits = dtype in CPP_FLOATS or not dtype.is_floating_point
+    floats = CPP_FLOATS if op != "linear" else CPP_FLOATS[:1]
+    fits = dtype in floats or not dtype.is_floating_point
     if "cpp" in able and not (device_type == "cpu" and fits and cpp_impl.library()):
         able.remove("cpp")
     return able

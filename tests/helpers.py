@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,17 @@ TINY = (
     "checkpoint.every=2",
     "log.tensorboard=false",
 )
+
+
+def gradient_distance(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> float:
+    """The norm of the difference over the norm of `a`, each over all tensors together.
+
+    Sums in another order leave some 3e-7 of it in float32; a single entry may differ by more, and
+    by how much depends on the vendor's products.
+    """
+    pairs = [(x.double(), y.double()) for x, y in zip(a, b, strict=True)]
+    off = sum(float((x - y).square().sum()) for x, y in pairs)
+    return (off / sum(float(x.square().sum()) for x, _ in pairs)) ** 0.5
 
 
 def tiny_decoder(seed: int = 0, end_bias: float = 6.0) -> Decoder:

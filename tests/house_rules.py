@@ -22,13 +22,19 @@ LAYERS = {
     "kernels.cuda_impl": ["kernels.cuda_impl.*"],
     "kernels.triton_impl": ["kernels.triton_impl.*"],
     "kernels.torch_ref": ["kernels.torch_ref.*"],
-    "kernels.dispatch": [
+    "kernels.implementations": [
         "kernels.cpp_impl.*",
         "kernels.cuda_impl.*",
         "kernels.triton_impl.*",
         "kernels.torch_ref.*",
     ],
-    "kernels.ops": ["kernels.ops.*", "kernels.dispatch"],
+    "kernels.dispatch": [
+        "kernels.implementations",
+        "kernels.cpp_impl.*",
+        "kernels.cuda_impl.*",
+        "kernels.torch_ref.*",
+    ],
+    "kernels.ops": ["kernels.ops.*", "kernels.dispatch", "kernels.implementations"],
     "kernels": ["kernels.ops.*", "kernels.dispatch"],
     "trainer.types": [],
     "trainer.config": ["trainer.settings"],
@@ -102,7 +108,7 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def check_directions(path: str, tree: ast.Module) -> list[str]:
-    """{cpp, cuda, triton}_impl, torch_ref <- dispatch <- ops <- kernels <- trainer."""
+    """*_impl, torch_ref <- implementations <- dispatch <- ops <- kernels <- trainer."""
     name = module_name(path)
     layer = max((row for row in LAYERS if below(name, row + ".*")), key=len, default=None)
     if layer is None:
@@ -117,7 +123,7 @@ def check_directions(path: str, tree: ast.Module) -> list[str]:
 
 
 def check_restricted_packages(path: str, tree: ast.Module) -> list[str]:
-    """hydra stays in run.py and config.py; triton in triton_impl, imported by dispatch alone."""
+    """hydra stays in run.py and config.py; triton in triton_impl alone."""
     found = []
     for line, target in imports(path, tree):
         package = target.split(".")[0]

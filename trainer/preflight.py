@@ -27,7 +27,6 @@ from trainer.grading.grader import Grader
 from trainer.grading.pool import PoolError, WorkerPool
 from trainer.memory import free_bytes, recomputed_layers
 from trainer.model import Decoder, empty_copy, has_bfloat16, load_model, working_copy
-from trainer.model.invariant import make_batch_invariant
 from trainer.optim import Optimizer
 from trainer.rollout.build import build_engine
 from trainer.shards import divide, is_divided
@@ -37,7 +36,10 @@ from trainer.world import ALONE, World
 
 EMBEDDED = "embedded"
 CHECKPOINTS = "checkpoints"
-INVARIANT_OPS = ("varlen_attention", "paged_decode_attention")
+INVARIANT_OPS = (
+    *("linear", "rms_norm", "rope", "swiglu", "varlen_attention", "paged_decode_attention"),
+    *("sample_tokens", "linear_logprob", "linear_policy_loss"),
+)
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 
 
@@ -140,7 +142,7 @@ def check_batch_invariant(config: Config) -> None:
     if missing:
         raise ConfigError(
             f"rollout.batch_invariant: needs the compiled library (`make build`); without it "
-            f"{', '.join(missing)} may round differently with the number of rows"
+            f"{', '.join(missing)} may round differently in rollouts and in training"
         )
 
 
@@ -183,8 +185,6 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
         raise ConfigError(f"rollout.cuda_graphs: there are none on {device}")
     if config.rollout.batch_invariant:
         check_batch_invariant(config)
-        for decoder in {model, working, reference} - {None}:
-            make_batch_invariant(decoder)
     learner, parts = (model, world.size) if is_divided(model) else (working, 1)
     learner.model.recomputed = recomputed_layers(
         config.memory,

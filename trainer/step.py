@@ -25,7 +25,6 @@ from trainer.flops import forward_flops
 from trainer.grading.grader import Grader
 from trainer.metrics import Clock, MicroBatch, Outcome, names_of, skipped_samples
 from trainer.model import Decoder, PackedAttention, take_rows
-from trainer.model.invariant import block_logprob, block_policy_loss
 from trainer.optim import Optimizer
 from trainer.packing import (
     micro_batches,
@@ -222,8 +221,7 @@ def logprobs(
     config: Config, model: Decoder, batch: PackedBatch, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tempered log-prob and entropy of each response token, float32 [R] each; no logits kept."""
-    linear_logprob = block_logprob if config.rollout.batch_invariant else kernels.linear_logprob
-    return linear_logprob(
+    return kernels.linear_logprob(
         response_states(model, batch),
         model.head_weight,
         batch.targets,
@@ -262,10 +260,7 @@ def policy_loss(
 ) -> tuple[torch.Tensor, kernels.PolicyStats]:
     """The micro-batch's share of the step's loss, float32 scalar, and its statistics."""
     config, model, batch = trainer.config, trainer.learner, micro.batch
-    linear_policy_loss = (
-        block_policy_loss if config.rollout.batch_invariant else kernels.linear_policy_loss
-    )
-    loss, stats, logprob = linear_policy_loss(
+    loss, stats, logprob = kernels.linear_policy_loss(
         response_states(model, batch),
         model.head_weight,
         batch.targets,
@@ -276,6 +271,7 @@ def policy_loss(
         batch.seq_ids,
         temperature=config.rollout.temperature,
         vocab_size=trainer.engine.vocab_size,
+        master=None if model is trainer.model else trainer.model.head_weight,
         clip_low=config.algorithm.clip_low,
         clip_high=config.algorithm.clip_high,
         kl_coef=config.algorithm.kl_coef,

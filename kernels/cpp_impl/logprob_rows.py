@@ -18,6 +18,11 @@ _backward = bind(
     *(F32, PTR, PTR, PTR, PTR),  # temperature, targets, stats, grad_logprob, grad_entropy
     *(PTR, I64, I32),  # d_logits, its columns; threads
 )
+_merge = bind(
+    "lcpo_logprob_merge",
+    *(PTR, PTR, I64, I64, I64),  # logprob, stats, tiles, rows, width
+    *(F32, PTR, PTR, PTR),  # temperature, targets; logprob, stats
+)
 
 
 def logprob_rows(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -36,6 +41,29 @@ def logprob_rows(logits: Tensor, targets: Tensor, temperature: float) -> tuple[T
         logprob.data_ptr(),
         stats.data_ptr(),
         torch.get_num_threads(),
+    )
+    return logprob, stats
+
+
+def merge(
+    parts: list[tuple[Tensor, Tensor]], targets: Tensor, width: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """See torch_ref.linear_logprob.merge; a row's result does not depend on the other rows."""
+    if len(parts) == 1:
+        return parts[0]
+    of_tiles, stats_of_tiles = (torch.stack(part) for part in zip(*parts, strict=True))
+    targets = targets.contiguous()
+    logprob, stats = torch.empty(len(targets)), torch.empty(len(targets), 3)
+    _merge(
+        of_tiles.data_ptr(),
+        stats_of_tiles.data_ptr(),
+        len(parts),
+        len(targets),
+        width,
+        temperature,
+        targets.data_ptr(),
+        logprob.data_ptr(),
+        stats.data_ptr(),
     )
     return logprob, stats
 

@@ -75,6 +75,7 @@ class _Draw(ctypes.Structure):
         ("top_k", I64),
         ("top_p", F64),
         ("temperature", F32),
+        ("head_columns", I64),
     )
 
 
@@ -88,16 +89,38 @@ _decode_step = bind(
     "lcpo_decode_step", *map(ctypes.POINTER, (_Model, _Rows, _Draw)), I32, returns=I64
 )
 _decode_workspace = bind("lcpo_decode_workspace", ctypes.POINTER(_Model), I64, returns=I64)
+# model; hidden, rows; workspace; draw; threads
+_draw = bind("lcpo_draw", ctypes.POINTER(_Model), PTR, I64, PTR, ctypes.POINTER(_Draw), I32)
 
 
 def _room(size: Callable[[_Model, int], int], model: _Model, rows: int) -> Tensor:
     return torch.empty(size(model, rows), dtype=torch.uint8)
 
 
-class PackedDecoder:
-    """See ops.packed_decoder.PackedDecoder; `weights` are its DecoderWeights."""
+class _Drawn:
+    """Room for a token and its log-prob a row, and how they are drawn."""
 
-    def __init__(self, weights: Any, rows: int) -> None:
+    def __init__(
+        self,
+        sampling: tuple[float, int, float, int],
+        seeds: Tensor,
+        positions: Tensor,
+        head_columns: int,
+    ) -> None:
+        temperature, top_k, top_p, vocab_size = sampling
+        self.tokens, self.logprob = torch.empty_like(seeds), torch.empty(len(seeds))
+        given = (x.data_ptr() for x in (seeds, positions, self.tokens, self.logprob))
+        self.record = _Draw(*given, vocab_size, top_k, top_p, temperature, head_columns)
+
+
+class PackedDecoder:
+    """See ops.packed_decoder.PackedDecoder; `weights` are its DecoderWeights.
+
+    Log-probs are made of tiles of `head_columns` logits, as in torch_ref.linear_logprob.
+    """
+
+    def __init__(self, weights: Any, rows: int, head_columns: int) -> None:
+        self._head_columns = head_columns
         self._kept: list[Tensor] = []  # what the records below point to
         embedding = weights.embedding
         self._layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))
@@ -130,7 +153,6 @@ class PackedDecoder:
         positions: Tensor,
     ) -> tuple[Tensor, Tensor, int]:
         """(tokens, logprob, first row that is out of range or -1), all inputs dense."""
-        temperature, top_k, top_p, vocab_size = sampling
         pages = (caches[0].shape[2], block_table.shape[1])
         where = _Rows(
             _tokens(tokens, angles, caches, self._room),
@@ -138,16 +160,23 @@ class PackedDecoder:
             block_table.data_ptr(),
             *pages,
         )
-        drawn, logprob = torch.empty(len(tokens), dtype=torch.int64), torch.empty(len(tokens))
-        draw = _Draw(
-            *(x.data_ptr() for x in (seeds, positions, drawn, logprob)),
-            vocab_size,
-            top_k,
-            top_p,
-            temperature,
-        )
-        bad = _decode_step(self._model, where, draw, torch.get_num_threads())
-        return drawn, logprob, bad
+        drawn = _Drawn(sampling, seeds, positions, self._head_columns)
+        bad = _decode_step(self._model, where, drawn.record, torch.get_num_threads())
+        return drawn.tokens, drawn.logprob, bad
+
+    def draw(
+        self,
+        hidden: Tensor,
+        sampling: tuple[float, int, float, int],
+        seeds: Tensor,
+        positions: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(tokens, logprob) after the final states `hidden`, all inputs dense."""
+        drawn = _Drawn(sampling, seeds, positions, self._head_columns)
+        room = self._room.data_ptr()
+        threads = torch.get_num_threads()
+        _draw(self._model, hidden.data_ptr(), len(hidden), room, drawn.record, threads)
+        return drawn.tokens, drawn.logprob
 
     def prefill(
         self,

@@ -9,7 +9,7 @@
 #define LCPO_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature, together with the number in cpp_impl/loading.py.
-#define LCPO_ABI_VERSION 5
+#define LCPO_ABI_VERSION 6
 LCPO_API int32_t lcpo_abi_version();
 
 // Token counts of packed responses: ids [T], cu_seqlens [sequences + 1], outputs [sequences].
@@ -32,6 +32,12 @@ LCPO_API void lcpo_sample_tokens(const void* logits, bool is_bf16, int64_t rows,
 LCPO_API void lcpo_logprob_forward(const void* logits, bool is_bf16, int64_t rows, int64_t columns,
                                    int64_t stride, float temperature, const int64_t* targets,
                                    float* logprob, float* stats, int32_t threads);
+
+// Both for whole rows from those of their tiles, logprob [tiles, rows] and stats [tiles, rows, 3]: all
+// tiles but the last have `width` columns. The log-prob counts of the tile that holds the target.
+LCPO_API void lcpo_logprob_merge(const float* logprob, const float* stats, int64_t tiles,
+                                 int64_t rows, int64_t width, float temperature,
+                                 const int64_t* targets, float* out, float* out_stats);
 
 // d_logits [rows, d_columns >= columns], of the dtype of logits and possibly logits itself; zero
 // from `columns` on. A null gradient counts as zero.
@@ -125,8 +131,13 @@ LCPO_API int64_t lcpo_packed_bytes(int64_t outputs, int64_t inputs);
 LCPO_API void lcpo_pack(const float* weight, int64_t outputs, int64_t inputs, float* packed,
                         int32_t threads);
 
+// linear: out [rows, outputs] = x [rows, inputs] · weightᵀ + bias, the product of a packed weight with
+// one that lies as it is. Contract: kernels/ops/linear.py.
+LCPO_API void lcpo_linear(const float* x, int64_t rows, const float* weight, const float* bias,
+                          int64_t outputs, int64_t inputs, float* out, int32_t threads);
+
 // decode_step: one token more for each row. All weights, caches [layers, pages, page_size, kv_heads,
-// size] and biases are float32, or all bf16. Contract: kernels/ops/decode_step.py.
+// size] and biases are float32, or all bf16. Contract: kernels/ops/packed_decoder.py.
 struct LcpoDecodeLayer {
   const void *input_norm, *post_norm;  // [hidden]
   const void *q_norm, *k_norm;         // [size], or null
@@ -161,11 +172,15 @@ struct LcpoDraw {  // see lcpo_sample_tokens
   int64_t vocab_size, top_k;
   double top_p;
   float temperature;
+  int64_t head_columns;  // of a tile of logits, whose log-probs are lcpo_logprob_merge's
 };
 LCPO_API int64_t lcpo_decode_workspace(const LcpoDecodeModel* model, int64_t rows);
 // -1, or the first row whose token, length or pages are out of range: then nothing was done.
 LCPO_API int64_t lcpo_decode_step(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
                                   const LcpoDraw* draw, int32_t threads);
+// The token after each of `rows` final states hidden [rows, hidden], in a workspace as above.
+LCPO_API void lcpo_draw(const LcpoDecodeModel* model, const void* hidden, int64_t rows,
+                        void* workspace, const LcpoDraw* draw, int32_t threads);
 
 // prefill: packed prompts through the same model, see lcpo_varlen_attention_forward. Keys and values
 // of token sources[w] go to slot targets[w]; hidden [wanted, hidden] are the final states of tokens

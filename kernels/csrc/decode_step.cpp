@@ -2,6 +2,7 @@
 // dispatch, and for small models most of the time.
 
 #include <algorithm>
+#include <vector>
 
 #include "api.h"
 #include "layers.h"
@@ -23,6 +24,50 @@ struct DecodeBuffers {
   }
 };
 
+// From final states to tokens. Log-probs are those of training (ops.linear_logprob): of the same
+// tiles, merged in the same way.
+template <class T>
+struct Drawing {
+  const Layers<T>& layers;
+  const DecodeBuffers<T>& b;
+  const LcpoDraw& draw;
+
+  void run(const Team& team, Span rows, const T* hidden) const {
+    layers.products(team, rows, hidden, {{layers.m.head, b.logits}});
+    sample(team.share(rows));
+  }
+
+  void sample(Span some) const {
+    const int64_t at = some.at, stride = layers.m.head.outputs;
+    lcpo_sample_tokens(b.logits + at * stride, layers.m.is_bf16, some.count, stride,
+                       draw.vocab_size, draw.temperature, draw.top_k, draw.top_p,
+                       draw.seeds + at, draw.positions + at, draw.tokens + at, draw.logprob + at,
+                       b.cut_logprob + at, 1);
+    if (draw.temperature == 0.0f) return;
+    const int64_t tiles = (draw.vocab_size + draw.head_columns - 1) / draw.head_columns;
+    std::vector<float> logprob(tiles), stats(3 * tiles);
+    for (int64_t r = at; r < at + some.count; ++r) {
+      if (draw.tokens[r] >= 0) weigh(r, tiles, logprob.data(), stats.data());
+    }
+  }
+
+  void weigh(int64_t row, int64_t tiles, float* logprob, float* stats) const {
+    const T* logits = b.logits + row * layers.m.head.outputs;
+    const int64_t token = draw.tokens[row], width = draw.head_columns;
+    float whole[3];
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t columns = std::min(width, draw.vocab_size - t * width);
+      const int64_t inside = std::clamp<int64_t>(token - t * width, 0, columns - 1);
+      lcpo_logprob_forward(logits + t * width, layers.m.is_bf16, 1, columns, columns,
+                           draw.temperature, &inside, logprob + t, stats + 3 * t, 1);
+    }
+    draw.logprob[row] = logprob[0];
+    if (tiles == 1) return;
+    lcpo_logprob_merge(logprob, stats, tiles, 1, width, draw.temperature, &token,
+                       draw.logprob + row, whole);
+  }
+};
+
 template <class T>
 struct Step {
   Layers<T> layers;
@@ -40,8 +85,7 @@ struct Step {
       layers.after_attention(team, rows, i);
     }
     layers.norm(mine, m.norm, true);
-    layers.products(team, rows, layers.b.normed, {{m.head, b.logits}});
-    sample(mine);
+    Drawing<T>{layers, b, draw}.run(team, rows, layers.b.normed);
   }
 
   void attend(Span some, int64_t index) const {
@@ -61,14 +105,6 @@ struct Step {
                                 some.count, in.page_size, in.pages_per_row, m.heads, m.kv_heads,
                                 m.size, m.scale, layers.b.attended + at, 1);
   }
-
-  void sample(Span some) const {
-    const int64_t at = some.at, stride = layers.m.head.outputs;
-    lcpo_sample_tokens(b.logits + at * stride, layers.m.is_bf16, some.count, stride,
-                       draw.vocab_size, draw.temperature, draw.top_k, draw.top_p,
-                       draw.seeds + at, draw.positions + at, draw.tokens + at, draw.logprob + at,
-                       b.cut_logprob + at, 1);
-  }
 };
 
 template <class T>
@@ -79,6 +115,18 @@ void run(const LcpoDecodeModel& model, const LcpoDecodeRows& in, const LcpoDraw&
   const Step<T> step{{model, in.tokens, buffers.layers}, buffers, in, draw};
   in_teams(model, in.tokens.count, threads,
            [&](const Team& team, Span rows) { step.run(team, rows); });
+}
+
+template <class T>
+void run(const LcpoDecodeModel& model, const T* hidden, int64_t rows, void* workspace,
+         const LcpoDraw& draw, int32_t threads) {
+  Arena arena(workspace);
+  const DecodeBuffers<T> buffers(model, rows, arena);
+  const LcpoTokens none{};
+  const Layers<T> layers(model, none, buffers.layers);
+  const Drawing<T> drawing{layers, buffers, draw};
+  in_teams(model, rows, threads,
+           [&](const Team& team, Span some) { drawing.run(team, some, hidden); });
 }
 
 // The first row whose token, length or pages are out of range, or -1.
@@ -114,4 +162,11 @@ LCPO_API int64_t lcpo_decode_step(const LcpoDecodeModel* model, const LcpoDecode
   model->is_bf16 ? lcpo::run<lcpo::bf16>(*model, *rows, *draw, threads)
                  : lcpo::run<float>(*model, *rows, *draw, threads);
   return -1;
+}
+
+LCPO_API void lcpo_draw(const LcpoDecodeModel* model, const void* hidden, int64_t rows,
+                        void* workspace, const LcpoDraw* draw, int32_t threads) {
+  const auto run = [&](const auto* x) { lcpo::run(*model, x, rows, workspace, *draw, threads); };
+  model->is_bf16 ? run(static_cast<const lcpo::bf16*>(hidden))
+                 : run(static_cast<const float*>(hidden));
 }

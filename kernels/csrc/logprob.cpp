@@ -197,8 +197,40 @@ void backward(const T* logits, int64_t rows, int64_t columns, int64_t stride, fl
   }
 }
 
+// A row from its tiles. Each tile's own maximum and sum cancel in the target's log-prob, so that it is
+// exact in rows shifted by 1e4 too. A tile of nothing but -inf has no share, and NaN for statistics.
+void merge(const float* logprob, const float* stats, int64_t tiles, int64_t rows, int64_t row,
+           int64_t owner, float temperature, float* out, float* out_stats) {
+  const auto of = [&](int64_t t, int i) { return stats[3 * (t * rows + row) + i]; };
+  float top = -INF;
+  for (int64_t t = 0; t < tiles; ++t) top = std::max(top, of(t, 0));
+  const auto gap = [&](int64_t t) { return (static_cast<double>(of(t, 0)) - top) / temperature; };
+  const auto share = [&](int64_t t) { return of(t, 0) == -INF ? -INF : of(t, 1) + gap(t); };
+  double total = 0.0, weighted = 0.0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    if (of(t, 0) == -INF) continue;
+    const double weight = std::exp(share(t));
+    total += weight;
+    weighted += weight * (of(t, 2) + gap(t));
+  }
+  const double log_sum = std::log(total);
+  *out = static_cast<float>(logprob[owner * rows + row] + share(owner) - log_sum);
+  out_stats[0] = top;
+  out_stats[1] = static_cast<float>(log_sum);
+  out_stats[2] = static_cast<float>(weighted / total);
+}
+
 }  // namespace
 }  // namespace lcpo
+
+LCPO_API void lcpo_logprob_merge(const float* logprob, const float* stats, int64_t tiles,
+                                 int64_t rows, int64_t width, float temperature,
+                                 const int64_t* targets, float* out, float* out_stats) {
+  for (int64_t r = 0; r < rows; ++r) {
+    lcpo::merge(logprob, stats, tiles, rows, r, targets[r] / width, temperature, out + r,
+                out_stats + 3 * r);
+  }
+}
 
 LCPO_API void lcpo_logprob_forward(const void* logits, bool is_bf16, int64_t rows, int64_t columns,
                                    int64_t stride, float temperature, const int64_t* targets,

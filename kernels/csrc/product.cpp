@@ -9,23 +9,15 @@
 
 #include "amx.h"
 #include "api.h"
+#include "gemm.h"
 #include "product.h"
 
 #ifdef LCPO_BF16_DOT
 namespace lcpo {
 namespace {
 
-// 8 x 3 accumulators, 3 of b and one of a leave 4 of the 32 registers.
-constexpr int64_t HEIGHT = 8, VECTORS = 3, WIDTH = VECTORS * LANES;
-
-// c [height, width] (+)= a · b of panels of pairs along k: a [pairs, HEIGHT], b [pairs, WIDTH].
-struct Tile {
-  const uint32_t *a, *b;
-  int64_t pairs;
-  float* c;
-  int64_t stride, width;  // of c; columns from `width` on are not written
-  bool add;
-};
+// Of panels of pairs along k: a [pairs, HEIGHT], b [pairs, WIDTH]. One block of gemm_dot.
+constexpr int64_t HEIGHT = 8, WIDTH = 3 * LANES;
 
 LCPO_INLINE uint32_t pair(bf16 low, bf16 high) {
   return static_cast<uint32_t>(high) << 16 | low;
@@ -63,45 +55,6 @@ void pack_rows(const bf16* x, int64_t columns, int64_t stride, int64_t size, uin
   }
 }
 
-template <int ROWS>
-__attribute__((target("avx512f,avx512bf16"))) void multiply(const Tile& t) {
-  __m512 sum[ROWS][VECTORS];
-  for (int i = 0; i < ROWS; ++i) {
-    for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
-  }
-  const uint32_t *a = t.a, *b = t.b;
-  for (int64_t p = 0; p < t.pairs; ++p, a += HEIGHT, b += WIDTH) {
-    __m512bh right[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
-    for (int i = 0; i < ROWS; ++i) {
-      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i]));
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
-    }
-  }
-  for (int v = 0; v < VECTORS; ++v) {
-    const __mmask16 mask = first_lanes(t.width - v * LANES);
-    for (int i = 0; i < ROWS; ++i) {
-      float* at = t.c + i * t.stride + v * LANES;
-      const __m512 before = t.add ? _mm512_maskz_loadu_ps(mask, at) : _mm512_setzero_ps();
-      _mm512_mask_storeu_ps(at, mask, _mm512_add_ps(sum[i][v], before));
-    }
-  }
-}
-
-// 1 <= height <= HEIGHT.
-void multiply(const Tile& tile, int64_t height) {
-  switch (height) {
-    case 8: return multiply<8>(tile);
-    case 7: return multiply<7>(tile);
-    case 6: return multiply<6>(tile);
-    case 5: return multiply<5>(tile);
-    case 4: return multiply<4>(tile);
-    case 3: return multiply<3>(tile);
-    case 2: return multiply<2>(tile);
-    case 1: return multiply<1>(tile);
-  }
-}
-
 }  // namespace
 
 void product_dot(const Product& p, int32_t threads) {
@@ -130,9 +83,9 @@ void product_dot(const Product& p, int32_t threads) {
     for (int64_t j = 0; j < b_panels; ++j) {
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < a_panels; ++i) {
-        multiply({&left[i * pairs * HEIGHT], &right[j * pairs * WIDTH], pairs,
-                  p.c + i * HEIGHT * p.c_stride + j * WIDTH, p.c_stride, p.n - j * WIDTH, p.add},
-                 std::min(HEIGHT, p.m - i * HEIGHT));
+        gemm_dot({std::min(HEIGHT, p.m - i * HEIGHT), std::min(WIDTH, p.n - j * WIDTH), pairs,
+                  &left[i * pairs * HEIGHT], HEIGHT, &right[j * pairs * WIDTH], WIDTH,
+                  p.c + i * HEIGHT * p.c_stride + j * WIDTH, p.c_stride, true, p.add});
       }
     }
   }

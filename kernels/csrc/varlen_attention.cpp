@@ -22,19 +22,20 @@ struct Forward {
   float* lse;
 
   // Enough query rows that packing a block of keys costs little beside its products.
-  int64_t positions() const { return std::max<int64_t>(16, 192 / s.group() / 16 * 16); }
+  int64_t positions() const { return std::max<int64_t>(16, 384 / s.group() / 16 * 16); }
 
   struct Workspace {
-    Scratch scratch;
-    Queries queries;
-    KeyBlock block;
+    QueryRoom<T> queries;
+    Array<T> k, v;            // a block of rows
+    Array<Unit<T>> k_t, v_right;
     std::vector<int32_t> seen;
 
     Workspace(int64_t rows, int64_t width)
-        : scratch(Queries::floats(rows, width) + 3 * KEYS * width),
-          queries(Queries::take(scratch, rows, width)),
-          block{scratch.take(KEYS * width), scratch.take(KEYS * width),
-                scratch.take(KEYS * width), width},
+        : queries(rows, width),
+          k(KEYS * width),
+          v(KEYS * width),
+          k_t(units<T>(width) * KEYS),
+          v_right(units<T>(KEYS) * width),
           seen(rows) {}
   };
 
@@ -42,21 +43,23 @@ struct Forward {
     const int64_t group = s.group(), width = s.width();
     const int64_t count = item.stop - item.first, rows = count * group;
     const int64_t at = ((item.start + item.first) * s.heads + item.head * group) * s.size;
-    pack(q + at, count, s.heads * s.size, group, s.size, s.factor(), w.queries.q);
-    w.queries.start(rows, width);
+    Queries<T> queries = w.queries.queries();
+    pack(q + at, count, s.heads * s.size, group, s.size, queries.q);
+    queries.start(rows, width, s.scale);
     for (int64_t j0 = 0; j0 < item.stop; j0 += KEYS) {
       const int64_t keys = std::min(KEYS, item.stop - j0);
-      pack_keys(s, item, k, j0, keys, w.block.k);
-      pack_keys(s, item, v, j0, keys, w.block.v);
-      w.block.turn(keys, width);
+      pack_keys(s, item, k, j0, keys, w.k.data());
+      pack_keys(s, item, v, j0, keys, w.v.data());
+      turn<T>(w.k, keys, s.size, w.k_t);
+      const KeyBlock<T> block{w.k_t, right(w.v, keys, width, width, w.v_right), width};
       causal(w.seen.data(), item.first, item.stop, group, j0);
-      w.queries.attend(w.block, rows, w.seen.data(), s.size);
+      queries.attend(block, rows, w.seen.data(), s.size);
     }
-    w.queries.finish(rows, width, true);
-    unpack(w.queries.out, count, s.heads * s.size, group, s.size, 1.0f, out + at);
+    queries.finish(rows, width, true);
+    unpack(queries.out, count, s.heads * s.size, group, s.size, 1.0f, out + at);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t token = item.start + item.first + r / group;
-      lse[(item.head * group + r % group) * s.tokens() + token] = w.queries.max[r];
+      lse[(item.head * group + r % group) * s.tokens() + token] = queries.max[r];
     }
   }
 

@@ -26,7 +26,6 @@ struct Shape {
   int64_t group() const { return heads / kv_heads; }  // query heads that share a key head
   int64_t width() const { return padded(size); }
   int64_t tokens() const { return cu_seqlens[sequences]; }
-  float factor() const { return static_cast<float>(scale * LOG2E); }  // of the packed queries
   int64_t length(int64_t b) const { return cu_seqlens[b + 1] - cu_seqlens[b]; }
 
   // All that sequence b computes.
@@ -41,14 +40,14 @@ struct Shape {
 // Rows of keys or values at `count` positions from j0 on.
 template <class T>
 void pack_keys(const Shape& s, const Item& item, const T* x, int64_t j0, int64_t count,
-               float* out) {
+               T* out) {
   const int64_t stride = s.kv_heads * s.size;
   const int64_t shared = std::clamp<int64_t>(item.shared - j0, 0, count);
   x += item.head * s.size;
-  if (shared > 0) pack(x + (item.before + j0) * stride, shared, stride, 1, s.size, 1.0f, out);
+  if (shared > 0) pack(x + (item.before + j0) * stride, shared, stride, 1, s.size, out);
   if (shared == count) return;
   const int64_t own = item.start + j0 + shared;
-  pack(x + own * stride, count - shared, stride, 1, s.size, 1.0f, out + shared * s.width());
+  pack(x + own * stride, count - shared, stride, 1, s.size, out + shared * s.width());
 }
 
 inline int64_t cost(const Item& x) { return (x.stop - x.first) * (x.first + x.stop); }

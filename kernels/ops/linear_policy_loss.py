@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.ops.checks import require_range
+from kernels.ops.checks import require_dtype, require_range, require_shape
 from kernels.ops.linear_logprob import require_head
 from kernels.ops.policy_loss import PolicyStats, require_policy
 
@@ -24,6 +24,7 @@ def linear_policy_loss(
     temperature: float,
     vocab_size: int | None = None,
     chunk_tokens: int = 4096,
+    master: Tensor | None = None,
     clip_low: float,
     clip_high: float,
     kl_coef: float,
@@ -37,7 +38,8 @@ def linear_policy_loss(
     returns, loss float32 [] and PolicyStats, and the log-probs float32 [R], which have no gradient.
     These have the same bits as linear_logprob's for the same rows in the same order, so the ratio
     to an `old` made by it starts at exactly 1. old=None takes them for it, which saves that pass.
-    Differentiable in hidden and weight, once; the backward pass only scales.
+    Differentiable in hidden and weight, once; the backward pass only scales. With `master` float32
+    [V, H], of which `weight` is a rounded copy, the gradient by weight is master's and not rounded.
 
     Three products instead of four, since nothing is recomputed: a block of rows (chunk_tokens, on
     the CPU at most 512) holds its logits until their gradient is made. Products that serve a
@@ -48,6 +50,10 @@ def linear_policy_loss(
     )
     if gemm_dtype == torch.float64:
         raise ValueError("hidden is torch.float64, expected torch.float32 or torch.bfloat16")
+    if master is not None:
+        require_shape("master", master, tuple(weight.shape))
+        require_dtype("master", master, torch.float32)
+    learned = _learned(weight, master)
     require_policy(
         targets.shape[0], old, ref, advantage, seq_weight, seq_ids, kl_coef=kl_coef, kl_grad=kl_grad
     )
@@ -55,6 +61,7 @@ def linear_policy_loss(
     loss, _, _, stats, logprob = _op(
         hidden,
         weight,
+        master,
         targets,
         old,
         ref,
@@ -71,7 +78,7 @@ def linear_policy_loss(
         kl_grad,
         float(entropy_coef),
         wanted and hidden.requires_grad,
-        wanted and weight.requires_grad,
+        wanted and learned.requires_grad,
     )
     return loss, PolicyStats(*stats.unbind()), logprob
 
@@ -80,6 +87,7 @@ def linear_policy_loss(
 def _op(
     hidden: Tensor,
     weight: Tensor,
+    master: Tensor | None,
     targets: Tensor,
     old: Tensor | None,
     ref: Tensor | None,
@@ -107,7 +115,7 @@ def _op(
     run = dispatch.select("linear_policy_loss", hidden.device, gemm_dtype)
     # The caller's autocast must not round the float32 sums.
     with torch.autocast(hidden.device.type, enabled=False):
-        return run(
+        loss, d_hidden, d_weight, stats, logprob = run(
             hidden,
             weight,
             targets,
@@ -128,15 +136,22 @@ def _op(
             need_hidden,
             need_weight,
         )
+    return loss, d_hidden, d_weight.to(_learned(weight, master).dtype), stats, logprob
+
+
+def _learned(weight: Tensor, master: Tensor | None) -> Tensor:
+    """Whose gradient it is."""
+    return weight if master is None else master
 
 
 @_op.register_fake
-def _(hidden, weight, *rest):
+def _(hidden, weight, master, *rest):
     need_hidden, need_weight = rest[-2:]
+    learned = _learned(weight, master)
     return (
         hidden.new_empty((), dtype=torch.float32),
         hidden.new_empty(hidden.shape if need_hidden else (0, hidden.shape[1])),
-        weight.new_empty(weight.shape if need_weight else (0, weight.shape[1])),
+        learned.new_empty(weight.shape if need_weight else (0, weight.shape[1])),
         hidden.new_empty((len(PolicyStats._fields),), dtype=torch.float32),
         hidden.new_empty(hidden.shape[:1], dtype=torch.float32),
     )
@@ -145,18 +160,19 @@ def _(hidden, weight, *rest):
 def _setup_context(ctx, inputs, output) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.needed = inputs[-2:]
+    ctx.needed, ctx.has_master = inputs[-2:], inputs[2] is not None
     ctx.save_for_backward(*output[1:3])
 
 
 def _backward(ctx, grad_loss, *_):
     if grad_loss is None:
-        return (None,) * 19
-    scaled = [
+        return (None,) * 20
+    d_hidden, d_weight = [
         _scaled(x, grad_loss) if needed else None
         for x, needed in zip(ctx.saved_tensors, ctx.needed, strict=True)
     ]
-    return *scaled, *(None,) * 17
+    of_weight = (None, d_weight) if ctx.has_master else (d_weight, None)
+    return d_hidden, *of_weight, *(None,) * 17
 
 
 def _scaled(gradient: Tensor, by: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def can_pack(weights: DecoderWeights) -> bool:
     first = weights.embedding
     linear = (x for layer in weights.layers for x in layer if isinstance(x, Linear))
     odd = first.dtype == torch.bfloat16 and any(x.weight.shape[1] % 2 for x in linear)
-    if odd or first.shape[1] % 2 or weights.head_dim % 2 or not weights.layers:
+    if odd or weights.head_dim % 2 or not weights.layers:
         return False
     return dispatch.packed_decoder(first.device, first.dtype) is not None
 
@@ -77,8 +77,9 @@ class PackedDecoder:
 
     float32 weights are packed: a copy, to be made anew after an update; bfloat16 ones are read
     where they lie. The arithmetic is that of the ops in turn, but for the order of the sums in
-    products with weights. A token's result depends on nothing else in the batch, and not on the
-    number of threads.
+    bfloat16 products with weights: in float32 a token has the bits that linear, rms_norm, rope,
+    varlen_attention, swiglu and linear_logprob give it. A token's result depends on nothing else
+    in the batch, and not on the number of threads.
 
     ValueError for weights that do not fit together; can_pack says beforehand whether it runs.
     """
@@ -115,25 +116,20 @@ class PackedDecoder:
         position (see rope). All else is as in paged_decode_attention and sample_tokens.
         Raises ValueError for shapes that do not fit and for values out of range.
         """
-        w, rows = self.weights, tokens.shape[0]
+        rows = tokens.shape[0]
         self._require_tokens(tokens, cos, sin, k_cache, v_cache)
         require_shape("block_table", block_table, (rows, None))
         require_dtype("block_table", block_table, torch.int32)
-        for name, x in (("lengths", lengths), ("seeds", seeds), ("positions", positions)):
-            require_shape(name, x, (rows,))
-            require_dtype(name, x, torch.int64)
-        require_temperature(temperature, zero_allowed=True)
-        require_cut(top_k, top_p)
-        if rows > self.rows:
-            raise ValueError(f"{rows} rows, but there is room for {self.rows}")
-        vocab_size = vocabulary(vocab_size, w.head.shape[0])
+        require_shape("lengths", lengths, (rows,))
+        require_dtype("lengths", lengths, torch.int64)
+        sampling = self._sampling(rows, temperature, top_k, top_p, seeds, positions, vocab_size)
         drawn, logprob, bad = self._run.decode(
             tokens.contiguous(),
             lengths.contiguous(),
             (cos.contiguous(), sin.contiguous()),
             (k_cache, v_cache),
             block_table.contiguous(),
-            (float(temperature), min(top_k, vocab_size), float(top_p), vocab_size),
+            sampling,
             seeds.contiguous(),
             positions.contiguous(),
         )
@@ -143,6 +139,26 @@ class PackedDecoder:
                 f"{int(lengths[bad])} tokens in the cache, pages {block_table[bad].tolist()}"
             )
         return drawn, logprob
+
+    def draw(
+        self,
+        hidden: Tensor,
+        *,
+        temperature: float,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seeds: Tensor,
+        positions: Tensor,
+        vocab_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What `decode` draws from final states hidden [B, H], as `prefill` gives them."""
+        rows = hidden.shape[0]
+        require_shape("hidden", hidden, (rows, self.weights.head.shape[1]))
+        require_dtype("hidden", hidden, self.weights.head.dtype)
+        sampling = self._sampling(rows, temperature, top_k, top_p, seeds, positions, vocab_size)
+        return self._run.draw(
+            hidden.contiguous(), sampling, seeds.contiguous(), positions.contiguous()
+        )
 
     def prefill(
         self,
@@ -184,6 +200,27 @@ class PackedDecoder:
             (k_cache, v_cache),
             *(x.contiguous() for x in (sources, targets, last)),
         )
+
+    def _sampling(
+        self,
+        rows: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        seeds: Tensor,
+        positions: Tensor,
+        vocab_size: int | None,
+    ) -> tuple[float, int, float, int]:
+        """(temperature, top_k, top_p, vocab_size) after the checks of sample_tokens."""
+        for name, x in (("seeds", seeds), ("positions", positions)):
+            require_shape(name, x, (rows,))
+            require_dtype(name, x, torch.int64)
+        require_temperature(temperature, zero_allowed=True)
+        require_cut(top_k, top_p)
+        if rows > self.rows:
+            raise ValueError(f"{rows} rows, but there is room for {self.rows}")
+        vocab_size = vocabulary(vocab_size, self.weights.head.shape[0])
+        return float(temperature), min(top_k, vocab_size), float(top_p), vocab_size
 
     def _require_tokens(
         self, tokens: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels import dispatch
+from kernels import implementations
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
@@ -13,4 +13,4 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
     a [M, K], by rows or by columns, and b [K, N] in one dtype, out [M, N] in the same or, where
     they are bfloat16, in float32: then nothing is rounded on the way. Rows of b and out are dense.
     """
-    dispatch.product(a, b, out, add=add)
+    implementations.product(a, b, out, add=add)

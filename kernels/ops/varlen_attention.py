@@ -39,7 +39,9 @@ def varlen_attention(
     C++ kernels the outputs are bit for bit those with a copy each.
 
     No [T, T] tensor is held: the backward pass recomputes the scores from the saved log-sum-exp of
-    each row (FlashAttention-2, arXiv 2307.08691). Raises ValueError for shapes or dtypes that do
+    each row (FlashAttention-2, arXiv 2307.08691). In bfloat16 the compiled backends round
+    probabilities and gradients of scores to it where they are factors of a product; sums and the
+    softmax are float32. Raises ValueError for shapes or dtypes that do
     not fit and, where cu_seqlens is on the CPU, for its values.
     """
     require_shape("q", q, (None, None, None))

@@ -17,7 +17,7 @@ from torch import Tensor
 # Rows and columns of a tile. On the CPU it stays in cache from the product that fills it to those
 # that consume it, and they ran at 95 to 100 GFLOP/s where whole rows of 49,152 gave 57 to 72. An
 # accelerator takes `chunk_tokens` whole rows: large products are what it is good at.
-_TILE = {"cpu": (512, 1024)}
+TILE = {"cpu": (512, 1024)}
 _BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 
 
@@ -109,6 +109,35 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
         out.copy_(whole)
 
 
+def logits_product(hidden: Tensor, head: Tensor, out: Tensor) -> Tensor:
+    """hidden [b, H] · headᵀ [H, v] in `out`."""
+    return torch.mm(hidden, head.t(), out=out)
+
+
+def merge(
+    parts: list[tuple[Tensor, Tensor]],
+    targets: Tensor,
+    width: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """(logprob [b], stats [b, 3]) of whole rows from those of their tiles of `width` columns."""
+    if len(parts) == 1:
+        return parts[0]
+    target = torch.stack([logprob for logprob, _ in parts])  # [tiles, b]
+    m, log_sum, mean = torch.stack([stats for _, stats in parts]).unbind(2)  # [tiles, b] each
+    empty = m == -torch.inf  # a tile of nothing but −inf has no share, and NaN for statistics
+    log_sum, mean = log_sum.where(~empty, 0.0), mean.where(~empty, 0.0)
+    top = m.amax(0)
+    gap = ((m - top) / temperature).clamp_(min=torch.finfo(m.dtype).min)
+    share = log_sum + gap
+    total = share.logsumexp(0)
+    owner = targets // width
+    # the tile's own max and sum cancel: log-probs of rows shifted by 1e4 stay exact
+    logprob = (target + share).gather(0, owner[None]).squeeze(0) - total
+    mean = ((share - total).exp_() * (mean + gap)).sum(0)
+    return logprob, torch.stack((top, total, mean), 1)
+
+
 def forward(
     hidden: Tensor,
     weight: Tensor,
@@ -119,6 +148,8 @@ def forward(
     gemm_dtype: torch.dtype,
     *,
     rows_kernel: Callable[..., tuple[Tensor, Tensor]] = logprob_rows,
+    merge: Callable[..., tuple[Tensor, Tensor]] = merge,
+    logits_product: Callable[[Tensor, Tensor, Tensor], Tensor] = logits_product,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logprob [R], entropy [R], stats [R, 3]); `rows_kernel` does what logprob_rows does."""
     dtype = statistics_dtype(gemm_dtype)
@@ -129,12 +160,12 @@ def forward(
     for at in columns:
         head = weight[at].to(gemm_dtype)  # a tile at a time: no copy of a float32 master
         for r, part in zip(rows, parts, strict=True):
-            logits = tile_logits(hidden[r], head, workspace)
+            logits = tile_logits(hidden[r], head, workspace, logits_product)
             part.append(rows_kernel(logits, within(targets[r], at), temperature))
     logprob = hidden.new_empty(hidden.shape[0], dtype=dtype)
     stats = hidden.new_empty(hidden.shape[0], 3, dtype=dtype)
     for r, part in zip(rows, parts, strict=True):
-        logprob[r], stats[r] = merge(part, targets[r], columns, temperature)
+        logprob[r], stats[r] = merge(part, targets[r], columns[0].stop, temperature)
     return logprob, stats[:, 1] - stats[:, 2], stats
 
 
@@ -154,6 +185,7 @@ def backward(
     *,
     rows_kernel: Callable[..., None] = logprob_rows_backward,
     product: Callable[..., None] = product,
+    logits_product: Callable[[Tensor, Tensor, Tensor], Tensor] = logits_product,
 ) -> tuple[Tensor, Tensor]:
     """(d_hidden [R, H], d_weight [V, H]), each without rows when it is not needed.
 
@@ -172,7 +204,7 @@ def backward(
         if d_weight.dtype != dtype:
             d_head = torch.empty_like(d_head, dtype=dtype)
         for r in rows:
-            logits = tile_logits(low[r], head, workspace)
+            logits = tile_logits(low[r], head, workspace, logits_product)
             grads = [g if g is None else g[r] for g in (grad_logprob, grad_entropy)]
             rows_kernel(logits, targets[r] - at.start, stats[r], *grads, temperature)
             if need_hidden:
@@ -189,7 +221,7 @@ def tiles(hidden: Tensor, vocab_size: int, chunk_tokens: int) -> tuple[list[slic
 
     Columns of `weight` beyond the vocabulary are in no tile, so nothing needs masking.
     """
-    height, width = _TILE.get(hidden.device.type, (chunk_tokens, vocab_size))
+    height, width = TILE.get(hidden.device.type, (chunk_tokens, vocab_size))
     height = min(height, chunk_tokens)
 
     def cut(total: int, size: int) -> list[slice]:
@@ -203,39 +235,20 @@ def tile_workspace(hidden: Tensor, rows: list[slice], columns: list[slice]) -> T
     return hidden.new_empty(rows[0].stop * columns[0].stop if rows else 0)
 
 
-def tile_logits(hidden: Tensor, head: Tensor, workspace: Tensor) -> Tensor:
+def tile_logits(
+    hidden: Tensor,
+    head: Tensor,
+    workspace: Tensor,
+    logits_product: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
     """hidden [b, H] · headᵀ [H, v] in `workspace`; the one product that all log-probs come from."""
     size = (hidden.shape[0], head.shape[0])
-    return torch.mm(hidden, head.t(), out=workspace[: size[0] * size[1]].view(size))
+    return logits_product(hidden, head, workspace[: size[0] * size[1]].view(size))
 
 
 def within(targets: Tensor, at: slice) -> Tensor:
     """Target indices inside a tile; those of other tiles are moved to its edge."""
     return (targets - at.start).clamp_(0, at.stop - at.start - 1)
-
-
-def merge(
-    parts: list[tuple[Tensor, Tensor]],
-    targets: Tensor,
-    columns: list[slice],
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """(logprob [b], stats [b, 3]) of whole rows from those of their tiles; see logprob_rows."""
-    if len(parts) == 1:
-        return parts[0]
-    target = torch.stack([logprob for logprob, _ in parts])  # [tiles, b]
-    m, log_sum, mean = torch.stack([stats for _, stats in parts]).unbind(2)  # [tiles, b] each
-    empty = m == -torch.inf  # a tile of nothing but −inf has no share, and NaN for statistics
-    log_sum, mean = log_sum.where(~empty, 0.0), mean.where(~empty, 0.0)
-    top = m.amax(0)
-    gap = ((m - top) / temperature).clamp_(min=torch.finfo(m.dtype).min)
-    share = log_sum + gap
-    total = share.logsumexp(0)
-    owner = targets // columns[0].stop
-    # the tile's own max and sum cancel: log-probs of rows shifted by 1e4 stay exact
-    logprob = (target + share).gather(0, owner[None]).squeeze(0) - total
-    mean = ((share - total).exp_() * (mean + gap)).sum(0)
-    return logprob, torch.stack((top, total, mean), 1)
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:

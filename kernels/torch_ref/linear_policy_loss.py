@@ -42,10 +42,12 @@ def linear_policy_loss(
     rows_backward: Callable[..., None] = head.logprob_rows_backward,
     loss_kernel: Callable[..., tuple[Tensor, ...]] = policy.policy_loss,
     product: Callable[..., None] = head.product,
+    merge: Callable[..., tuple[Tensor, Tensor]] = head.merge,
+    logits_product: Callable[[Tensor, Tensor, Tensor], Tensor] = head.logits_product,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss [], d_hidden [R, H], d_weight [V, H], stats [6], logprob [R]).
 
-    A gradient not needed has no rows. They are summed in float32 and cast once. See
+    A gradient not needed has no rows. They are summed in float32; d_hidden is then cast. See
     ops.linear_policy_loss.
     """
     dtype, low = head.statistics_dtype(gemm_dtype), hidden.to(gemm_dtype)
@@ -60,14 +62,14 @@ def linear_policy_loss(
     for r in rows:
         size = r.stop - r.start
         tiles = [
-            head.tile_logits(low[r], part, workspace[size * at.start :])
+            head.tile_logits(low[r], part, workspace[size * at.start :], logits_product)
             for at, part in zip(columns, heads, strict=True)
         ]
         parts = [
             rows_kernel(tile, head.within(targets[r], at), temperature)
             for at, tile in zip(columns, tiles, strict=True)
         ]
-        logprob, of_rows = head.merge(parts, targets[r], columns, temperature)
+        logprob, of_rows = merge(parts, targets[r], columns[0].stop, temperature)
         loss, d_logprob, d_entropy, of_loss = loss_kernel(
             logprob,
             logprob if old is None else old[r],
@@ -99,7 +101,7 @@ def linear_policy_loss(
     return (
         torch.stack(losses).sum(),
         d_hidden.to(hidden.dtype),
-        d_weight.to(weight.dtype),
+        d_weight,
         combined(torch.stack(stats)),
         torch.cat(logprobs),
     )

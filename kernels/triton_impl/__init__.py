@@ -1,4 +1,4 @@
-"""Triton kernels for CUDA tensors; `kernels.dispatch` imports a module at its op's first call.
+"""Triton kernels for CUDA; `kernels.implementations` imports a module at its op's first call.
 
 One file an op, each with its math, its tiling and why in its docstring. Rules that hold in all:
 

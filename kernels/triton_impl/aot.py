@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -194,6 +195,12 @@ def measure(launch: Launch, target: int) -> Resources:
     )
 
 
+def _measure(task: tuple[int, int]) -> Resources:
+    """`measure` for another process, which cannot be sent a launch but can be told its index."""
+    at, target = task
+    return measure(launches()[at], target)
+
+
 def _tool(name: str, *arguments: str) -> str:
     path = getattr(triton.knobs.nvidia, name).path
     ran = subprocess.run([path, *arguments], capture_output=True, text=True, check=True)
@@ -215,7 +222,9 @@ def _occupancy(warps: int, registers: int, shared: int, target: int) -> int:
 def table() -> str:
     """The whole of docs/kernel_resources.md."""
     names = [field.name for field in fields(Resources)]
-    rows = [measure(launch, target) for launch in launches() for target in TARGETS]
+    tasks = [(at, target) for at in range(len(launches())) for target in TARGETS]
+    with ProcessPoolExecutor() as processes:
+        rows = list(processes.map(_measure, tasks))
     lines = [
         "# What the Triton kernels cost",
         "",

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import command, result, run_here, start_process
+from trainer.record import METRICS
 
 STEPS = 12
-QUIET = (f"train.steps={STEPS}", "checkpoint.every=3", "evaluate.every=0")
+EVERY = 3  # steps a checkpoint
+QUIET = (f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "evaluate.every=0")
 KILLS = int(os.environ.get("LCPO_KILLS", 50))
 WINDOW_S = 0.8  # a few steps
 AT_START = 0.1  # share of the kills that do not wait until the model is loaded
@@ -63,6 +65,21 @@ def test_t01_killed_at_random_moments_it_ends_the_same(kills, straight, tiny_bas
         )
         assert result(run) == expected
         names = sorted(path.name for path in (run / "checkpoints").iterdir())
-        assert names == [f"step-{step:08d}" for step in (STEPS - 3, STEPS)]  # no leftovers
+        assert names == [f"step-{step:08d}" for step in (STEPS - EVERY, STEPS)]  # no leftovers
         runs += 1
     print(f"{done} kills in {runs} runs of {STEPS} steps")
+
+
+def test_t01_killed_behind_a_checkpoint_it_ends_the_same(straight, tiny_base, tmp_path):
+    """The log then has a row more than the checkpoint, which the resumed run writes again."""
+    run, arguments = tmp_path / "run", command(tiny_base, tmp_path / "run", *QUIET)
+    process = start_process(tmp_path / "log", arguments)
+    metrics = run / METRICS
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") <= EVERY:
+        assert process.is_alive(), (tmp_path / "log").read_text()
+        time.sleep(0.001)
+    process.kill()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert run_with_kills(tmp_path / "log", arguments, random.Random(0), 0) == 0
+    assert result(run) == result(straight)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from tests.helpers import make_run, run_here, tiny_trainer
+from tests.helpers import gradient_distance, make_run, run_here, tiny_trainer
 from trainer import loop, step
 from trainer.optim import Optimizer
 from trainer.record import METRICS, read_rows
@@ -67,11 +68,7 @@ def gradients_of_a_step(
 
 
 def distance(a: Gradients, b: Gradients) -> float:
-    """Largest difference over the largest gradient."""
-    pairs = [pair for x, y in zip(a, b, strict=True) for pair in zip(x, y, strict=True)]
-    return max(float((x - y).abs().max()) for x, y in pairs) / max(
-        float(x.abs().max()) for x, _ in pairs
-    )
+    return gradient_distance(*(itertools.chain.from_iterable(updates) for updates in (a, b)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

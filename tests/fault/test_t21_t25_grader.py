@@ -204,7 +204,8 @@ def test_memory_too_small_for_a_worker_is_refused(tiny_base, monkeypatch) -> Non
     changes = ("grading.symbolic=true", "grading.memory_mib=16")
     config = tiny_config(tiny_base, tiny_base / "run", *changes)
     monkeypatch.setattr(preflight, "find_spec", lambda name: object())
-    with pytest.raises(ConfigError, match=r"^grading\.symbolic: 3 grading workers in a row"):
+    # Three are too many; a fourth may have ended before the pool looks at the third.
+    with pytest.raises(ConfigError, match=r"^grading\.symbolic: [34] grading workers in a row"):
         preflight.build_grader(config.grading, True)
 
 

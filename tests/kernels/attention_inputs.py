@@ -7,7 +7,7 @@ from torch import Tensor
 
 SCALE = 0.31
 # The C++ kernels take 64 keys at a time and 16 in a register; queries 24 rows at a time and 16 to
-# 192 positions. So: one and two tokens; below, at and above a register, and a block of keys; two
+# 384 positions. So: one and two tokens; below, at and above a register, and a block of keys; two
 # blocks and one; several query tiles.
 LENGTHS = [1, 2, 15, 16, 17, 64, 65, 129, 300]
 

@@ -10,10 +10,12 @@
 #include "api.h"
 #include "bf16.h"
 #include "csrc_check.h"
+#include "packed.h"
 
 namespace {
 
 constexpr int64_t HIDDEN = 20, HEADS = 4, KV_HEADS = 2, SIZE = 6, INNER = 70, PAGE = 3, PAGES = 9;
+constexpr int64_t TILE = 20;  // of the 50 logits that count: two whole ones and a part
 
 // Heap arrays of exactly the size needed: an access beyond is an address-sanitizer error.
 template <class T>
@@ -92,6 +94,10 @@ std::vector<float> sample(const Model<T>& m, int64_t first, int64_t rows, int th
   std::vector<int64_t> tokens{7, 8, 11}, lengths{3, 4, 4}, seeds{1, 2, 3}, drawn(rows);
   std::vector<float> logprob(rows);
   room.assign(lcpo_decode_workspace(&m.model, rows), 0);
+  const LcpoDraw of_prompts{&seeds[first], &lengths[first], drawn.data(), logprob.data(), 50, 0, 1.0,
+                            0.8f, TILE};
+  lcpo_draw(&m.model, hidden.data() + first * HIDDEN, rows, room.data(), &of_prompts, threads);
+  found.insert(found.end(), logprob.begin(), logprob.end());
   for (int step = 0; step < 2; ++step) {
     cos = angles(&lengths[first], rows, true);
     sin = angles(&lengths[first], rows, false);
@@ -99,7 +105,7 @@ std::vector<float> sample(const Model<T>& m, int64_t first, int64_t rows, int th
                              PAGES * PAGE, room.data()},
                             &lengths[first], table + 2 * first, PAGE, 2};
     const LcpoDraw draw{&seeds[first], &lengths[first], drawn.data(), logprob.data(), 50, 0, 1.0,
-                        0.8f};
+                        0.8f, TILE};
     const int64_t bad = lcpo_decode_step(&m.model, &in, &draw, threads);
     check(bad == -1, "rows in range");
     for (int64_t r = 0; r < rows; ++r) {
@@ -126,9 +132,38 @@ void test_decoder(int threads) {
     check(all == sample(m, 0, 3, 1), "the number of threads changes nothing");
     const std::vector<float> one = sample(m, 1, 1, threads);
     const size_t states = 3 * HIDDEN;
-    check(one[states] == all[states + 1] && one[states + 1] == all[states + 4],
-          "a row does not depend on the others");
+    for (const int64_t drawn : {0, 1, 2}) {
+      check(one[states + drawn] == all[states + 3 * drawn + 1],
+            "a row does not depend on the others");
+    }
     for (const float x : all) check(std::isfinite(x), "finite");
+  }
+}
+
+// Rows of a weight as it lies and of its packed copy, and all of them at once; two blocks of rows.
+void test_linear(int64_t outputs, int64_t inputs, int threads) {
+  const int64_t rows = 600;
+  const auto wave = [](int64_t size, float step) {
+    std::vector<float> x(size);
+    for (int64_t i = 0; i < size; ++i) x[i] = std::sin(step * i);
+    return x;
+  };
+  const std::vector<float> x = wave(rows * inputs, 1.7f), bias = wave(outputs, 0.3f);
+  const std::vector<float> weight = wave(outputs * inputs, 0.7f);
+  std::vector<float> all(rows * outputs), one(outputs), other(outputs);
+  std::vector<float> packed(lcpo_packed_bytes(outputs, inputs) / sizeof(float));
+  lcpo_linear(x.data(), rows, weight.data(), bias.data(), outputs, inputs, all.data(), threads);
+  lcpo_pack(weight.data(), outputs, inputs, packed.data(), threads);
+  const LcpoLinear linear{packed.data(), bias.data(), outputs, inputs};
+  for (const int64_t r : {0, 5, 479, 480, 599}) {
+    lcpo_linear(&x[r * inputs], 1, weight.data(), bias.data(), outputs, inputs, one.data(), 1);
+    lcpo::multiply(linear, &x[r * inputs], 1, 0, lcpo::panels(false, outputs), other.data());
+    for (int64_t j = 0; j < outputs; ++j) {
+      double sum = bias[j];
+      for (int64_t k = 0; k < inputs; ++k) sum += double{x[r * inputs + k]} * weight[j * inputs + k];
+      check(std::abs(one[j] - sum) < 1e-3, "a product is what it should be");
+      check(one[j] == all[r * outputs + j] && one[j] == other[j], "one product for a row");
+    }
   }
 }
 
@@ -137,6 +172,9 @@ void test_decoder(int threads) {
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   test_decoder<float>(threads);
+  for (const int64_t inputs : {7, 320}) {
+    for (const int64_t outputs : {5, 64, 130}) test_linear(outputs, inputs, threads);
+  }
   if (lcpo_has_product()) test_decoder<lcpo::bf16>(threads);
   return report();
 }

@@ -1,5 +1,6 @@
 """Builds csrc with CMake under the address and undefined-behaviour sanitizers and runs CTest."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ def test_csrc_under_sanitizers(tmp_path):
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     for command in (
         ["cmake", "-S", ROOT, "-B", tmp_path, *generator, "-DLCPO_SANITIZE=ON"],
-        ["cmake", "--build", tmp_path, "--target", *TESTS],
+        ["cmake", "--build", tmp_path, "--parallel", str(os.cpu_count()), "--target", *TESTS],
         ["ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error"],
     ):
         ran = subprocess.run(command, capture_output=True, text=True)

@@ -216,12 +216,30 @@ def test_autocast_keeps_float32_gradients(backend):
     assert got[1].bfloat16().equal(low[1]) and got[2].bfloat16().equal(low[2])
 
 
+def test_the_gradient_of_a_master_is_not_rounded(backend):
+    hidden, weight, *rest = problem(33, 257, torch.bfloat16)
+    master = weight.float().requires_grad_()
+
+    def loss(hidden, weight, **settings):
+        return ours(hidden, weight, *rest, **SETTINGS, **settings)
+
+    plain = weight.clone().requires_grad_()
+    loss(hidden, plain).backward()
+    hidden.requires_grad_()
+    loss(hidden, weight.requires_grad_(), master=master).backward()
+    assert weight.grad is None and hidden.grad is not None
+    assert master.grad.bfloat16().equal(plain.grad)
+    assert not master.grad.equal(plain.grad.float())
+
+
 def test_opcheck(backend):
     hidden, weight, *rest = problem(17, 129)
     settings = (TEMPERATURE, 129, 8, torch.float32, 0.2, 0.2, 0.1, "k3", 0.01)
     leaves = (hidden.requires_grad_(), weight.requires_grad_())
-    torch.library.opcheck(_op, (*leaves, *rest, *settings, True, True))
-    torch.library.opcheck(_op, (hidden.detach(), weight.detach(), *rest, *settings, False, False))
+    plain = (hidden.detach(), weight.detach())
+    torch.library.opcheck(_op, (*leaves, None, *rest, *settings, True, True))
+    torch.library.opcheck(_op, (*plain, weight.clone(), *rest, *settings, True, True))
+    torch.library.opcheck(_op, (*plain, None, *rest, *settings, False, False))
 
 
 def test_compiles_as_one_graph(backend):

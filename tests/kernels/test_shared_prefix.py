@@ -59,8 +59,9 @@ def test_against_a_copy_for_each(backend, heads, kv_heads, size, dtype, atol):
         assert_three_way(a, b, c, atol * max(1.0, float(c.abs().max())), name)
 
 
-def test_no_bit_of_the_output_tells(cpp):
-    *tensors, cu_seqlens, prefix = prefixed()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_bit_of_the_output_tells(cpp, dtype):
+    *tensors, cu_seqlens, prefix = prefixed(dtype=dtype)
 
     def ours(q, k, v, cu_seqlens):
         return kernels.varlen_attention(
@@ -77,9 +78,10 @@ def test_without_a_prefix_it_is_the_plain_op(backend):
     assert all(a.equal(b) for a, b in zip(*found, strict=True))
 
 
-def test_one_family_cannot_change_another(backend):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_family_cannot_change_another(backend, dtype):
     """Nor a response its prefix or a sibling: outputs only, as the prefix's gradient is theirs."""
-    *tensors, cu_seqlens, prefix = prefixed()
+    *tensors, cu_seqlens, prefix = prefixed(dtype=dtype)
     base = results(attend, tensors, cu_seqlens, prefix)
     for changed in (1, 8):  # a prefix, one of its responses
         rows = slice(int(cu_seqlens[changed]), int(cu_seqlens[changed + 1]))

@@ -60,10 +60,40 @@ def test_heads_and_sizes(backend, heads, kv_heads, size):
     compare([1, 17, 65, 130], 1e-6, scale=size**-0.5, **sizes)
 
 
-@pytest.mark.parametrize("size", [24, 64])
-def test_bfloat16(backend, size):
+# SmolLM2's heads, those of a narrow and of a wide model, an odd size (half a pair of bfloat16) and
+# one that fills no register. Lengths: tiles of keys and of rows filled, over and short by one.
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(9, 3, 64), (4, 2, 32), (12, 2, 128), (3, 1, 5), (6, 2, 24)]
+)
+def test_bfloat16(backend, heads, kv_heads, size):
     # atol: half a step of the output's format, as plain torch has no error where that is exact
-    compare([1, 17, 65, 130], 2**-9, torch.bfloat16, scale=size**-0.5, size=size)
+    sizes = {"heads": heads, "kv_heads": kv_heads, "size": size}
+    lengths = [1, 2, 17, 47, 48, 49, 63, 65, 130, 257]
+    compare(lengths, 2**-9, torch.bfloat16, scale=size**-0.5, **sizes)
+
+
+# The scale is not folded into bfloat16 queries, but its sign is.
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_bfloat16_scales(backend, scale):
+    compare([1, 17, 65, 130], 2**-9, torch.bfloat16, scale=scale)
+
+
+def test_bfloat16_beside_torch_flash_attention(cpp):
+    """Long enough for many tiles: sums over tokens must not lose more than torch's own do."""
+    *tensors, cu_seqlens = packed([1500], size=64, dtype=torch.bfloat16)
+    grad = upstream(tensors[0])
+
+    def sdpa(q, k, v, cu_seqlens, scale):
+        rows = (x.transpose(0, 1)[None] for x in (q, k, v))
+        options = {"is_causal": True, "enable_gqa": True, "scale": scale}
+        return torch.nn.functional.scaled_dot_product_attention(*rows, **options)[0].transpose(0, 1)
+
+    truth = results(sdpa, [x.double() for x in tensors], cu_seqlens, grad)
+    plain = results(sdpa, tensors, cu_seqlens, grad)
+    got = results(attend, tensors, cu_seqlens, grad)
+    for name, a, b, c in zip(NAMES, got, plain, truth, strict=True):
+        assert (a - c).norm() <= 1.2 * (b - c).norm(), name
+        assert_three_way(a, b, c, 0.0, name)
 
 
 # Scores around 1e4 and 1e-4: a softmax without its maximum would overflow, and one that started
@@ -80,10 +110,11 @@ def test_no_tokens(backend, lengths):
     assert [x.shape[0] for x in found] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("poison", [7.0, torch.nan, torch.inf])
-def test_one_sequence_cannot_change_another(backend, poison):
+def test_one_sequence_cannot_change_another(backend, poison, dtype):
     """T13, in the gradients too: not a bit of the others moves."""
-    *tensors, cu_seqlens = packed([33, 129, 1, 70])
+    *tensors, cu_seqlens = packed([33, 129, 1, 70], dtype=dtype)
     grad = upstream(tensors[0])
     base = results(attend, tensors, cu_seqlens, grad)
     changed = [x.clone() for x in tensors]
@@ -96,8 +127,9 @@ def test_one_sequence_cannot_change_another(backend, poison):
         assert not a[~others].equal(b[~others])
 
 
-def test_a_sequence_has_the_same_bits_alone(backend):
-    *tensors, cu_seqlens = packed([33, 129, 1, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sequence_has_the_same_bits_alone(backend, dtype):
+    *tensors, cu_seqlens = packed([33, 129, 1, 70], dtype=dtype)
     grad = upstream(tensors[0])
     together = results(attend, tensors, cu_seqlens, grad)
     rows = slice(33, 162)
@@ -106,8 +138,9 @@ def test_a_sequence_has_the_same_bits_alone(backend):
         assert a.equal(b[rows])
 
 
-def test_the_past_does_not_see_the_future(backend):
-    q, k, v, cu_seqlens = packed([133, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_past_does_not_see_the_future(backend, dtype):
+    q, k, v, cu_seqlens = packed([133, 5], dtype=dtype)
     base = attend(q, k, v, cu_seqlens)
     k[70:133], v[70:133] = 1e3, -1e3
     got = attend(q, k, v, cu_seqlens)

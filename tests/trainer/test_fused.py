@@ -10,7 +10,6 @@ import kernels
 from kernels import dispatch
 from tests.helpers import tiny_decoder
 from trainer.model import Decoder, ModelConfig, PackedAttention
-from trainer.model.invariant import make_batch_invariant
 from trainer.rollout import Forced, Forcing, Request, Sampling, fused
 from trainer.rollout.prompts import pack_prompts
 
@@ -100,13 +99,7 @@ def test_a_row_depends_on_nothing_else(name):
     usual = engine_of(model).generate(requests, WARM)
     for settings in ({"batch_size": 1}, {"batch_size": 5, "page_size": 3}, {"pages": 20}):
         engine = engine_of(model, **{"page_size": 4, **settings})
-        found = engine.generate(requests, WARM)
-        assert tokens(found) == tokens(usual)
-        # What follows a prefill is drawn by the model's own head, whose bits are the vendor's.
-        near = 1e-5 if "pages" in settings else 0.0
-        for one, other in zip(found, usual, strict=True):
-            mine, theirs = torch.tensor(one.logprobs[1:]), torch.tensor(other.logprobs[1:])
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=near)
+        assert engine.generate(requests, WARM) == usual
         assert (engine.stats.preempted > 0) == ("pages" in settings)
 
 
@@ -122,9 +115,7 @@ def test_large_weights_are_shared_out_by_columns():
         torch.set_num_threads(threads)
         found.append(engine_of(model, 6).generate(requests, WARM))
     torch.set_num_threads(before)
-    assert tokens(found[0]) == tokens(found[1]) == tokens(found[2])
-    for one, other in zip(found[0], found[2], strict=True):
-        assert one.logprobs[1:] == other.logprobs[1:]
+    assert found[0] == found[1] == found[2]
     for ours, want in zip(found[0], log_probs(model, requests, found[0]), strict=True):
         torch.testing.assert_close(torch.tensor(ours.logprobs), want, rtol=0, atol=1e-5)
 
@@ -143,10 +134,10 @@ def test_sampling_options_and_forced_text(sampling, monkeypatch):
 
 
 def test_models_that_must_be_called_are():
-    hooked, invariant, wide = tiny_decoder(), tiny_decoder(), tiny_decoder().double()
+    hooked, wrapped, wide = tiny_decoder(), tiny_decoder(), tiny_decoder().double()
     hooked.model.layers[1].register_forward_hook(lambda *_: None)
-    make_batch_invariant(invariant)
-    assert not any(map(fused.can_fuse, (hooked, invariant, wide)))
+    wrapped.model.layers[1].mlp.up_proj.__class__ = type("Wrapped", (torch.nn.Linear,), {})
+    assert not any(map(fused.can_fuse, (hooked, wrapped, wide)))
     for choice in ("torch", "rope=torch", "sample_tokens=torch"):
         with kernels.override(choice):
             assert not fused.can_fuse(tiny_decoder())

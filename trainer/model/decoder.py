@@ -14,14 +14,14 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels import rms_norm, rope, swiglu
+from kernels import linear, rms_norm, rope, swiglu
 from trainer.model.attention import Attend
 from trainer.model.config import ModelConfig, RopeConfig
 from trainer.model.embedding import Embedding
+from trainer.model.linear import Linear
 
 INIT_STD = 0.02  # transformers' initializer_range for all three families
 
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Backbone(config, device, dtype)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(
+            self.lm_head = Linear(
                 config.hidden_size, config.vocab_size, bias=False, device=device, dtype=dtype
             )
 
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [T, V] of hidden states [T, H], in their dtype; for few rows (rollout, tests)."""
-        return F.linear(hidden, self.head_weight)
+        return linear(hidden, self.head_weight)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -161,10 +161,10 @@ class Attention(nn.Module):
             config.qkv_bias,
             {"device": device, "dtype": dtype},
         )
-        self.q_proj = nn.Linear(hidden, width, bias=bias, **place)
-        self.k_proj = nn.Linear(hidden, kv_width, bias=bias, **place)
-        self.v_proj = nn.Linear(hidden, kv_width, bias=bias, **place)
-        self.o_proj = nn.Linear(width, hidden, bias=config.attention_bias, **place)
+        self.q_proj = Linear(hidden, width, bias=bias, **place)
+        self.k_proj = Linear(hidden, kv_width, bias=bias, **place)
+        self.v_proj = Linear(hidden, kv_width, bias=bias, **place)
+        self.o_proj = Linear(width, hidden, bias=config.attention_bias, **place)
         self.qk_norm = config.qk_norm
         if self.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, device, dtype)
@@ -192,9 +192,9 @@ class MLP(nn.Module):
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         options = {"bias": config.mlp_bias, "device": device, "dtype": dtype}
-        self.gate_proj = nn.Linear(hidden, inner, **options)
-        self.up_proj = nn.Linear(hidden, inner, **options)
-        self.down_proj = nn.Linear(inner, hidden, **options)
+        self.gate_proj = Linear(hidden, inner, **options)
+        self.up_proj = Linear(hidden, inner, **options)
+        self.down_proj = Linear(inner, hidden, **options)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[T, H] to [T, H]."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels import product
 from trainer.model.decoder import Decoder
 from trainer.model.embedding import Embedding
+from trainer.model.linear import Linear
 
 
 def has_bfloat16(device: str) -> bool:
@@ -35,7 +36,7 @@ def working_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
     sums = send_gradients(copy, master)
     if master.head_weight.device.type == "cpu":
         for name, layer in copy.named_modules():
-            kind = {nn.Linear: WorkingLinear, Embedding: WorkingEmbedding}.get(type(layer))
+            kind = {Linear: WorkingLinear, Embedding: WorkingEmbedding}.get(type(layer))
             if kind is not None:
                 layer.__class__, layer.sum = kind, sums[name + ".weight"]
     return copy
@@ -60,7 +61,6 @@ class Sum:
 
     def __init__(self, parameter: Tensor) -> None:
         self._parameter = parameter
-        self._kept: Tensor | None = None  # by the CPU, which would fetch fresh pages at each step
 
     def take(self, working: Tensor) -> None:
         """Adds the gradient of `working`, which loses it, if it has one."""
@@ -87,10 +87,7 @@ class Sum:
         """Whether there is no gradient yet; it then has memory, with anything in it."""
         if self._parameter.grad is not None:
             return False
-        room = torch.empty_like(self._parameter) if self._kept is None else self._kept
-        self._parameter.grad = room
-        if room.device.type == "cpu":
-            self._kept = room
+        self._parameter.grad = torch.empty_like(self._parameter)
         return True
 
 

@@ -126,6 +126,8 @@ class Meter(TorchDispatchMode):
         flops = 0
         if func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        if name == "lcpo::linear":
+            flops = 2 * args[0].numel() * args[1].shape[0]
         if name in GATHERS:
             moved = 2 * _bytes(given)
         elif name in SCATTERS:
@@ -192,8 +194,10 @@ def _workspace(name: str, args: tuple[Any, ...], head: Head | None, device: str)
     tile = rows * head.vocab * head.itemsize
     if head.products == 1 or head.itemsize == FLOAT32:  # sums are the outputs themselves
         return tile
-    # Sums in float32, and on a GPU the product that is about to be added to one of them.
-    sums = (head.rows + head.vocab) * head.hidden * FLOAT32
+    # Sums in float32 (those for a master are an output), and on a GPU the product that is about to
+    # be added to one of them.
+    for_master = name == "lcpo::linear_policy_loss" and args[2] is not None
+    sums = (head.rows + (0 if for_master else head.vocab)) * head.hidden * FLOAT32
     product = max(rows, head.vocab) * head.hidden * FLOAT32 if device == "cuda" else 0
     return tile + sums + product
 

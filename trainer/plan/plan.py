@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import mean
 from typing import Any
 
@@ -73,7 +74,15 @@ def largest(found: Sequence[Demand]) -> MicroBatchPlan:
 
 
 def memory_of(overrides: Sequence[str]) -> Memory:
-    """A step walked; see read_asked for what is raised."""
+    """A step walked; see read_asked for what is raised.
+
+    The last one is kept: what was tried last by find_changes is what is planned next.
+    """
+    return _memory_of(tuple(overrides))
+
+
+@lru_cache(maxsize=1)
+def _memory_of(overrides: tuple[str, ...]) -> Memory:
     asked = read_asked(overrides)
     found = demands(asked)
     prompts = -(-asked.config.rollout.prompts // asked.hardware.gpus)

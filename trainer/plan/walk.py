@@ -150,16 +150,13 @@ class Walker:
         pairs = zip(trainer.working.parameters(), trainer.model.parameters(), strict=True)
         masters = {id(working): master for working, master in pairs}
 
-        def claim(leaf: Tensor) -> None:
-            self.meter.relabel(masters[id(leaf)].grad, "gradients")
+        def claim(leaf: Tensor) -> None:  # a master itself, for the head
+            self.meter.relabel(masters.get(id(leaf), leaf).grad, "gradients")
 
         return claim
 
-    def fill_gradients(self, small: MicroBatchPlan) -> None:
+    def fill_gradients(self) -> None:
         """Gradients of all masters, as a micro-batch before has left them."""
-        if self.asked.hardware.device == "cpu":  # where their memory stays from step to step
-            self.update(small)
-            return
         with self.meter.labelled("gradients"):
             for parameter in self.trainer.model.parameters():
                 parameter.grad = torch.empty_like(parameter)
@@ -194,7 +191,6 @@ class Walker:
                 pages=pages,
                 page_size=rollout.page_size,
                 pages_per_row=pool.pages_for(prompt_tokens(asked) + rollout.max_response_tokens),
-                batch_invariant=rollout.batch_invariant,
                 cuda_graphs=False,
             )
         admission, tokens = scheduler.admit(), 0
@@ -237,15 +233,14 @@ def walk_step(asked: Asked, batch: MicroBatchPlan, prompts: int) -> Walk:
 
     Raises RuntimeError where fake CUDA tensors cannot be had (fake.why_no_cuda).
     """
-    small = MicroBatchPlan(batch.prompts[:1], [1], None, batch.work)
     with fake_tensors(asked.hardware.device), Meter(asked.hardware.device) as meter:
         walker = Walker(asked, meter)
-        walker.fill_gradients(small)
+        walker.fill_gradients()
         walker.optimize()  # from here on the moments are there
         pages = walker.trainer.engine.pool_for(requests(asked, None, prompts)).pages
         prefill, tokens, decode = walker.rollout(prompts, pages)
         logprob = walker.logprob(batch)
-        walker.fill_gradients(small)
+        walker.fill_gradients()
         update = walker.update(batch)
         optimizer = walker.optimize()
         memory = {phase: divided(asked, walker.memory[phase]) for phase in PHASES}

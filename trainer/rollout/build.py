@@ -27,7 +27,6 @@ def build_engine(
         batch_size=rollout.batch_size,
         page_size=rollout.page_size,
         pages=rollout.pages,
-        batch_invariant=rollout.batch_invariant,
         cuda_graphs=rollout.cuda_graphs,
         **ids,
     )

@@ -45,12 +45,11 @@ class RolloutEngine(Drawing):
         batch_size: int,
         page_size: int = 16,
         pages: int = 0,
-        batch_invariant: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
         self.model, self.eos_id = model, eos_id
         self.vocab_size, self.batch_size = vocab_size, batch_size
-        self.page_size, self.pages, self.batch_invariant = page_size, pages, batch_invariant
+        self.page_size, self.pages = page_size, pages
         self.cuda_graphs = cuda_graphs
         self.stats = RolloutStats()
 
@@ -82,7 +81,6 @@ class RolloutEngine(Drawing):
             pages=pool.pages,
             page_size=self.page_size,
             pages_per_row=max(pool.pages_for(_most_tokens(r)) for r in requests),
-            batch_invariant=self.batch_invariant,
             cuda_graphs=self.cuda_graphs,
         )
         while scheduler.left:

@@ -10,21 +10,22 @@ from torch import Tensor, nn
 import kernels
 from trainer.model import Decoder
 from trainer.model.decoder import Layer, RMSNorm
+from trainer.model.linear import Linear
 from trainer.model.precision import WorkingLinear
 
 
 def can_fuse(model: Decoder) -> bool:
     """Whether this model can run so: on the CPU, with the compiled library, as it stands.
 
-    Linear layers of another class (batch-invariant ones, wrapped ones), parameters that are not
-    plain tensors, and hooks on any part mean that somebody wants the model itself to be called.
+    Linear layers of another class, parameters that are not plain tensors, and hooks on any part
+    mean that somebody wants the model itself to be called.
     """
     if not all(type(p) is nn.Parameter for p in model.parameters()):
         return False
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return False
-        if isinstance(module, nn.Linear) and type(module) not in (nn.Linear, WorkingLinear):
+        if isinstance(module, nn.Linear) and type(module) not in (Linear, WorkingLinear):
             return False
     return kernels.can_pack(weights(model))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import kernels
 from trainer.model import DecodeAttention, Decoder, PackedAttention, PagedCache
-from trainer.model.invariant import block_linear, block_logprob
 from trainer.rollout import fused, graphs
 from trainer.rollout.prompts import pack_prompts
 from trainer.rollout.requests import Sampling
@@ -31,11 +31,10 @@ class Runner:
         pages: int,
         page_size: int,
         pages_per_row: int,
-        batch_invariant: bool,
         cuda_graphs: bool,
     ) -> None:
         self.model, self.sampling, self.vocab_size = model, sampling, vocab_size
-        self.page_size, self.batch_invariant = page_size, batch_invariant
+        self.page_size = page_size
         self.scale = model.config.attention_scale
         self.device = model.head_weight.device
         # One page more, for the rows that fill up a graph.
@@ -48,7 +47,7 @@ class Runner:
         self.block_table = torch.zeros(rows, pages_per_row, dtype=torch.int32, device=self.device)
         self.cuda_graphs = cuda_graphs
         self._graphs: dict[int, graphs.Step] = {}
-        self.fused = not (batch_invariant or cuda_graphs) and fused.can_fuse(model)
+        self.fused = not cuda_graphs and fused.can_fuse(model)
         self._packed: kernels.PackedDecoder | None = None
 
     @property
@@ -97,7 +96,7 @@ class Runner:
 
     def _fused_step(self, rows: int) -> tuple[Tensor, Tensor]:
         """As _step, in one call on packed weights."""
-        state, options = self.rows[:, :rows], self.sampling
+        state = self.rows[:, :rows]
         length = state[_LENGTH]
         cos, sin = self.model.model.rotary(length)
         tokens, logprobs = self.packed.decode(
@@ -108,12 +107,7 @@ class Runner:
             self.cache.k,
             self.cache.v,
             self.block_table[:rows],
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seeds=state[_SEED],
-            positions=length + 1 - state[_PROMPT],
-            vocab_size=self.vocab_size,
+            **self._draws(state, length + 1),
         )
         length += 1  # in place, as in _step
         state[_TOKEN] = tokens.clamp(min=0)
@@ -181,29 +175,25 @@ class Runner:
 
     def _draw(self, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each row, which becomes its last one; -1 where logits are NaN."""
-        head, options = self.model.head_weight, self.sampling
-        logits = block_linear(hidden, head) if self.batch_invariant else self.model.logits(hidden)
-        drawn = kernels.sample_tokens(
-            logits,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seeds=state[_SEED],
-            positions=state[_LENGTH] - state[_PROMPT],
-            vocab_size=self.vocab_size,
-        )
+        draws = self._draws(state, state[_LENGTH])
+        if self.fused:
+            tokens, logprob = self.packed.draw(hidden, **draws)
+        else:
+            tokens, logprob, _ = kernels.sample_tokens(self.model.logits(hidden), **draws)
         # Clamped for a device that decodes on before anyone has looked at the -1.
-        state[_TOKEN] = drawn.tokens.clamp(min=0)
-        logprob = drawn.logprob
-        if self.batch_invariant and options.temperature > 0:
-            logprob, _ = block_logprob(
-                hidden,
-                head,
-                state[_TOKEN],
-                temperature=options.temperature,
-                vocab_size=self.vocab_size,
-            )
-        return drawn.tokens, logprob
+        state[_TOKEN] = tokens.clamp(min=0)
+        return tokens, logprob
+
+    def _draws(self, state: Tensor, length: Tensor) -> dict[str, Any]:
+        """How the rows of `state` draw the token that follows `length` tokens."""
+        return {
+            "temperature": self.sampling.temperature,
+            "top_k": self.sampling.top_k,
+            "top_p": self.sampling.top_p,
+            "seeds": state[_SEED],
+            "positions": length - state[_PROMPT],
+            "vocab_size": self.vocab_size,
+        }
 
     def _ints(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)

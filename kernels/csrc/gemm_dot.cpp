@@ -1,0 +1,81 @@
+// The product of pairs by AVX-512's vdpbf16ps, which adds the products of two pairs of bf16 to a lane
+// of float32.
+
+#include <algorithm>
+
+#include "gemm.h"
+#include "intrinsics.h"
+
+#ifdef LCPO_BF16_DOT
+
+namespace lcpo {
+namespace {
+
+// Rows and vectors of C in registers: with those of B and one of A they fill 28 to 31 of 32.
+constexpr int height_of(int vectors) { return vectors == 4 ? 6 : 8; }
+
+template <int ROWS, int VECTORS>
+__attribute__((target("avx512f,avx512bf16"))) void tile(const GemmPairs& g, int64_t i0,
+                                                        int64_t j0) {
+  const uint32_t* a = g.transposed ? g.a + i0 : g.a + i0 * g.lda;
+  const int64_t by_row = g.transposed ? 1 : g.lda, by_step = g.transposed ? g.lda : 1;
+  const uint32_t* b = g.b + j0;
+  __m512 sum[ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
+  }
+  for (int64_t p = 0; p < g.k; ++p, a += by_step, b += g.ldb) {
+    __m512bh right[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {
+      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i * by_row]));
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < VECTORS; ++v) {
+    const __mmask16 there = first_lanes(g.n - j0 - v * LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {
+      float* at = g.c + (i0 + i) * g.ldc + j0 + v * LANES;
+      const __m512 before = g.accumulate ? _mm512_maskz_loadu_ps(there, at) : _mm512_setzero_ps();
+      _mm512_mask_storeu_ps(at, there, _mm512_add_ps(sum[i][v], before));
+    }
+  }
+}
+
+// The last rows, fewer than fill a tile.
+template <int ROWS, int VECTORS>
+void rest(const GemmPairs& g, int64_t i0, int64_t j0) {
+  if (g.m - i0 == ROWS) return tile<ROWS, VECTORS>(g, i0, j0);
+  if constexpr (ROWS > 1) rest<ROWS - 1, VECTORS>(g, i0, j0);
+}
+
+template <int VECTORS>
+void panel(const GemmPairs& g, int64_t j0) {
+  constexpr int HEIGHT = height_of(VECTORS);
+  int64_t i = 0;
+  for (; i + HEIGHT <= g.m; i += HEIGHT) tile<HEIGHT, VECTORS>(g, i, j0);
+  rest<HEIGHT - 1, VECTORS>(g, i, j0);
+}
+
+}  // namespace
+
+void gemm_dot(const GemmPairs& g) {
+  for (int64_t j = 0; j < g.n; j += 4 * LANES) {
+    switch (std::min<int64_t>(4, (g.n - j + LANES - 1) / LANES)) {
+      case 4: panel<4>(g, j); break;
+      case 3: panel<3>(g, j); break;
+      case 2: panel<2>(g, j); break;
+      case 1: panel<1>(g, j); break;
+    }
+  }
+}
+
+}  // namespace lcpo
+#endif
