@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 train: .venv/.installed ## train the L1-Exact model; ARGS="train.steps=20 seed=1" overrides settings
 	$(PY) -m trainer.run +experiment=l1_exact $(ARGS)
 
-results: .venv/.installed ## train and judge the paper's claims in miniature: docs/results.md; ARGS="--seeds 3"
+results: .venv/.installed ## train and judge the paper's claims in miniature: docs/results.md, three seeds and ablations
 	$(PY) -m trainer.results $(ARGS)
 
 test: .venv/.installed ## run all tests

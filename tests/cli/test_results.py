@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
 from tests.helpers import TINY
+from trainer.config import ConfigError
 from trainer.results import stages
 from trainer.results.__main__ import main
+from trainer.results.plan import Stage
 
 CHANGES = [c for c in TINY if c.startswith(("rollout.", "threads", "data.", "budget.", "train."))]
 
@@ -46,7 +49,6 @@ def test_the_document_states_every_claim_with_table_plot_and_commands(finished):
 def test_again_nothing_is_run_and_the_document_is_the_same(finished, tiny_base, monkeypatch):
     before = (finished / "results.md").read_text()
     monkeypatch.setattr(stages, "subprocess", None)
-    monkeypatch.setattr(stages, "run_evaluation", None)
     assert run(tiny_base, finished) == 0
     assert (finished / "results.md").read_text() == before
 
@@ -61,6 +63,19 @@ def test_wrong_budgets_are_named(tiny_base, tmp_path, capsys):
     assert run(tiny_base, tmp_path, "--budgets", "16,32") == 2
     said = capsys.readouterr().err
     assert "got 16,x" in said and "expected four, ascending, got [16, 32]" in said
+
+
+def test_a_stage_that_fails_ends_the_others(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$3" = fail ] && exit 3\nexec sleep 3600\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    first, failing, last = (
+        Stage("train", tmp_path / name, (name,)) for name in ("first", "fail", "last")
+    )
+    with pytest.raises(ConfigError, match=r"trainer\.run ended with 3"):
+        stages.run_chains([[first], [failing], [last]], 2)
+    assert not last.log.exists()  # the failing one's worker was free for it
 
 
 def test_a_training_that_fails_is_said(tiny_base, tmp_path, capfd):

@@ -51,7 +51,7 @@ def test_each_set_reads_its_rows_and_grades_the_truth(name, tmp_path):
 
 
 def test_every_named_set_is_tried_here():
-    assert set(NAMES) == {"embedded", *OUTSIDE, *ROWS}
+    assert set(NAMES) == {"embedded", "embedded_selection", *OUTSIDE, *ROWS}
 
 
 @pytest.mark.parametrize("name", ["gpqa", "lsat", "mmlu", "olympiad"])

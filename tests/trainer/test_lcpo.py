@@ -60,12 +60,12 @@ def test_without_a_budget_only_the_answer_counts():
     assert rewards("none", [(1.0, 900), (0.0, 5)], budget=0) == [1, 0]
 
 
-def test_embedded_scale_prices_a_token_at_a_third():
-    """0.0003 * 1166.67 = 0.35: three tokens too many cost more than a right answer is worth."""
+def test_embedded_scale_prices_a_token_at_six_tenths():
+    """0.0003 * 2000 = 0.6: two tokens too many cost more than a right answer is worth."""
     exact = rewards("exact", [(1.0, 20), (0.0, 8)], budget=12, scale="embedded")
-    assert exact == pytest.approx([1 - 8 * 0.35, -4 * 0.35], abs=1e-5)
-    near = rewards("max", [(1.0, 49)], budget=50, scale="embedded")
-    assert near == pytest.approx([0.5 + 0.35], abs=1e-5)
+    assert exact == pytest.approx([1 - 8 * 0.6, -4 * 0.6], abs=1e-5)
+    near = rewards("max", [(1.0, 50), (1.0, 51)], budget=50, scale="embedded")
+    assert near == pytest.approx([0.5, 0], abs=1e-5)
 
 
 def test_terms_add_up_and_are_float32():

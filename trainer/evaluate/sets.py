@@ -20,9 +20,9 @@ from trainer.evaluate.choices import write_choices
 from trainer.types import Problem
 
 EMBEDDED_PROBLEMS = 1000  # where `problems` is 0: the embedded task has no end
-# Not a seed that a run would have: evaluations within training draw by the run's seed, and a recipe
-# is chosen by looking at those.
-EMBEDDED_SEED = 1_000_003
+# Generator seeds that no run would have: evaluations within training draw by the run's seed. What
+# judges a recipe is not what it was chosen on.
+EMBEDDED_SEEDS = {"embedded": 1_000_003, "embedded_selection": 20_000}
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 Row = dict[str, Any]
@@ -82,7 +82,7 @@ SETS = {
     "lsat": DataSet("hub:hails/agieval-lsat-ar:test", convert=_lsat),
     "mmlu": DataSet("hub:cais/mmlu/all:test", convert=_mmlu, sample=1000),
 }
-NAMES = ("embedded", *OUTSIDE, *SETS)
+NAMES = (*EMBEDDED_SEEDS, *OUTSIDE, *SETS)
 
 
 def load_set(spec: str, data_dir: str | None, limit: int) -> tuple[str, tuple[Problem, ...]]:
@@ -91,12 +91,13 @@ def load_set(spec: str, data_dir: str | None, limit: int) -> tuple[str, tuple[Pr
     Raises ValueError for a name there is not, for malformed rows, and where the Hub is needed
     and out of reach.
     """
-    if spec == "embedded":
-        indices = range(limit or EMBEDDED_PROBLEMS)
-        return spec, tuple(make_problem(EMBEDDED_SEED, i, "heldout") for i in indices)
+    indices = range(limit or EMBEDDED_PROBLEMS)
+    if spec in EMBEDDED_SEEDS:
+        seed = EMBEDDED_SEEDS[spec]
+        return spec, tuple(make_problem(seed, i, "heldout") for i in indices)
     if spec in OUTSIDE:
-        indices = range(limit or EMBEDDED_PROBLEMS)
-        return spec, tuple(make_outside(EMBEDDED_SEED, i, spec) for i in indices)
+        seed = EMBEDDED_SEEDS["embedded"]
+        return spec, tuple(make_outside(seed, i, spec) for i in indices)
     if spec in SETS:
         return spec, _named(spec, SETS[spec], data_dir, limit)
     if not spec.startswith("hub:") and Path(spec).suffix not in SUFFIXES:

@@ -1,7 +1,8 @@
-"""`make results`, or `python -m trainer.results [--seeds 3] [--ablations]`: train, evaluate, judge.
+"""`make results`, or `python -m trainer.results`: train, evaluate, judge.
 
-Trains embedded L1-Exact and from it L1-Max, evaluates both and every baseline on held-out problems,
-and writes docs/results.md. Whatever is complete under --root is not done again, so an interrupted
+Trains embedded L1-Exact and from it L1-Max with three seeds, and L1-Exact with one thing changed at
+a time; evaluates them and every baseline on held-out problems, and writes docs/results.md. A
+process a core works at it. Whatever is complete under --root is not done again, so an interrupted
 command goes on, and more seeds or ablations add to the same document.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +26,10 @@ from trainer.results.plan import (
     BUDGETS,
     SKIP,
     Plan,
-    ablation_stages,
     base_stages,
-    evaluation_stages,
-    training_stages,
+    chains,
 )
-from trainer.results.stages import evaluation_of, run_stage
+from trainer.results.stages import evaluation_of, run_chains
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         plan = _plan(args)
-        seconds = run(plan)
+        seconds = run(plan, args.jobs)
     except (ValueError, CheckpointError) as error:  # ConfigError is a ValueError
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -45,25 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     write_document(plan, args.out)
-    print(f"done: {args.out}; what it shows took {seconds / 60:.0f} minutes to train and evaluate")
+    print(f"done: {args.out}; its stages took {seconds / 60:.0f} minutes, one after another")
     return 0
 
 
-def run(plan: Plan) -> float:
-    """Every stage of the plan, the cheapest first; the seconds they took, now or earlier.
+def run(plan: Plan, jobs: int) -> float:
+    """Every stage of the plan, `jobs` at a time; the seconds they took in sum, now or earlier.
 
     Raises ValueError for what a user can mend.
     """
-    base = base_stages(plan)
-    seconds = sum(map(run_stage, base.values()))
-    (row,) = evaluation_of(base["base"])["rows"]
-    for seed in range(plan.seeds):
-        seconds += sum(map(run_stage, training_stages(plan, seed).values()))
-        evaluations = evaluation_stages(plan, seed, row["mean_tokens"])
-        seconds += sum(map(run_stage, evaluations.values()))
-    for name in ABLATIONS if plan.ablations else ():
-        seconds += sum(map(run_stage, ablation_stages(plan, name).values()))
-    return seconds
+    base = base_stages(plan)["base"]
+    run_chains([[base]], jobs)  # its mean length is a budget of others
+    (row,) = evaluation_of(base)["rows"]
+    return run_chains(chains(plan, row["mean_tokens"]), jobs)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -73,13 +67,19 @@ def _plan(args: argparse.Namespace) -> Plan:
         model=args.model,
         problems=args.problems or problems,
         samples=args.samples or samples,
-        seeds=args.seeds,
-        ablations=args.ablations,
+        seeds=args.seeds or (1 if args.quick else 3),
+        ablations=not args.quick if args.ablations is None else args.ablations,
         quick=args.quick,
         train=tuple(args.train),
         budgets=_numbers("--budgets", args.budgets),
         skip=_numbers("--skip", args.skip),
     )
+
+
+def _cores() -> int:
+    """That this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -101,12 +101,18 @@ def _parser() -> argparse.ArgumentParser:
         ("--skip", SKIP, "budgets that training never draws"),
     ):
         parser.add_argument(option, default=",".join(map(str, default)), help=says)
-    parser.add_argument("--seeds", type=int, default=1, help="training seeds, from 0 on")
-    parser.add_argument("--ablations", action="store_true", help=", ".join(ABLATIONS))
+    parser.add_argument("--seeds", type=int, help="training seeds, from 0 on; 3 if left out")
+    parser.add_argument(
+        "--ablations", action=argparse.BooleanOptionalAction, help=", ".join(ABLATIONS)
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=_cores(), help="processes at once; one a core if left out"
+    )
     parser.add_argument("--quick", action="store_true", help="minutes, to see it work; no result")
     parser.add_argument("train", nargs="*", help="overrides of every training run: train.steps=40")
     return parser
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs saves and ends
     sys.exit(main())

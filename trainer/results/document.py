@@ -173,8 +173,8 @@ def _commands(plan: Plan, found: Found) -> str:
     tokens = found.seeds[0]["base"][0]["mean_tokens"]
     stages = [base_stages(plan), training_stages(plan, 0), evaluation_stages(plan, 0, tokens)]
     listed = "\n".join(stage.command for of in stages for stage in of.values())
-    asked = f"--seeds {len(found.seeds)}" + (" --ablations" if found.ablations else "")
+    asked = f"--seeds {len(found.seeds)} --{'' if found.ablations else 'no-'}ablations"
     return (
-        f'## Commands\n\n`make results ARGS="{asked}"`; of seed 0, `python -m trainer.results` '
-        f"ran:\n\n```\n{listed}\n```"
+        f'## Commands\n\n`make results ARGS="{asked}"`; of seed 0 it ran these, each with one '
+        f"thread (`OMP_NUM_THREADS=1`):\n\n```\n{listed}\n```"
     )

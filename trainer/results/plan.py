@@ -13,7 +13,7 @@ from trainer.embedded.outside import OUTSIDE
 # 7: 47 to 53, 8: 53 to 61) nearly all fit or hardly any: at an edge a sum may miss by a token.
 BUDGETS = (16, 22, 46, 72)
 BETWEEN = (20, 26, 30, 38, 54, 62)  # shown, edges among them
-SKIP = (26, 46)  # never drawn in training
+SKIP = (22, 46)  # never drawn in training
 OUTSIDE_DATA = tuple(OUTSIDE)
 ABLATIONS = {  # name: what is changed in the L1-Exact run of the first seed
     "released": ("reward=released",),
@@ -60,11 +60,20 @@ class Stage:
     arguments: tuple[str, ...]
 
     @property
+    def log(self) -> Path:
+        """Of its output, beside the folder."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def module(self) -> str:
+        """What runs it."""
+        return {"train": "trainer.run", "evaluate": "trainer.evaluate"}[self.kind]
+
+    @property
     def command(self) -> str:
         """As it would be typed, without the folder."""
-        module = {"train": "trainer.run", "evaluate": "trainer.evaluate"}[self.kind]
         quoted = [f"'{a}'" if "[" in a else a for a in self.arguments]
-        return " ".join(["python -m", module, *quoted])
+        return " ".join(["python -m", self.module, *quoted])
 
 
 def base_stages(plan: Plan) -> dict[str, Stage]:
@@ -117,6 +126,17 @@ def ablation_stages(plan: Plan, name: str) -> dict[str, Stage]:
         "train": _train(plan, folder, "l1_exact", plan.model, 0, *ABLATIONS[name]),
         "l1_exact": _evaluate(plan, group, "l1_exact", "mode=exact", f"model.path={folder}"),
     }
+
+
+def chains(plan: Plan, base_tokens: float) -> list[list[Stage]]:
+    """All stages: a chain's follow each other, chains can run side by side; the longest first."""
+    found = [
+        [*training_stages(plan, s).values(), *evaluation_stages(plan, s, base_tokens).values()]
+        for s in range(plan.seeds)
+    ]
+    if plan.ablations:
+        found += [list(ablation_stages(plan, name).values()) for name in ABLATIONS]
+    return [*found, list(base_stages(plan).values())]
 
 
 def _train(
