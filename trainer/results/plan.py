@@ -20,7 +20,6 @@ ABLATIONS = {  # name: what is changed in the L1-Exact run of the first seed
     "sigmoid": ("reward=sigmoid",),
     "no-std": ("algorithm.estimator=dr_grpo",),
     "one-update": ("algorithm.updates=1",),
-    "weak-kl": ("algorithm.kl_coef=0.001",),
 }
 QUICK_TRAIN = (
     "train.steps=2",
