@@ -11,6 +11,7 @@ from typing import Any
 from trainer.evaluate.store import SAMPLES
 from trainer.files import read_json
 from trainer.record import iter_rows
+from trainer.results.chosen import CHOSEN
 from trainer.results.claims import Claim, Rows, judge
 from trainer.results.plan import (
     ABLATIONS,
@@ -44,38 +45,6 @@ Training seeds: {seeds}. {problems} held-out problems, drawn by a seed that no r
 "95%" is an interval over problems, for one model. Trained with torch {torch} on the CPU, threads:
 {threads}, commits {commits}.{quick}"""
 QUICK = "\n\n**A quick run, to see that the command works: no result.**"
-CHOSEN = """## What was chosen, and on what
-
-Problems for choosing ("selection problems") are of generator seed 20,000; those judged here are of
-generator seed 1,000,003. The figures of this section are of the runs it was written for
-([log](dev_log.md)).
-
-**Task, price of a token, learning rates, L1-Exact's steps**: training seed 0, selection problems;
-in the task's first form also 400 of those judged then.
-
-**Budgets, L1-Max's steps and half-life**: in a first complete run of three seeds, judged here at
-20, 26, 46 and 72 tokens, claims 1 to 6 held for 3, 2, 3, 1, 3 and 3 of them. 26 is an edge: the
-whole chain of four digits takes 23 to 29 tokens. Of L1-Max's samples 2 to 30% were over it, and
-L1-Exact lost 10 points from 20 to 26 with one seed. So the judged budgets now lie where, for each
-number of digits, nearly all whole chains fit or hardly any; 16 and 22 were taken for 20 and 26
-after a look at all three seeds on selection problems. L1-Max went from 120 steps and a half-life
-of 90 updates to 160 and 200 with training seed 0 (over the limit at 46 tokens: 13.0 to 2.5%; at the
-edge of 26 worse, 32 to 71%). L1-Exact was not trained again, so what training skips is 46, which
-is judged, and 26, which is among the other budgets.
-
-**Out of distribution**, accuracy is judged on two other ranges of numbers and only shown on longer
-sums. Tried at 20 to 72 tokens with the L1-Exact of training seed 0, on 300 to 1,000 selection
-problems each:
-
-- Seven ranges of numbers. All gain from the shortest to the longest budget, by 13 to 57 points; two
-  (10 to 15, 10 to 19) lose 3 points at 26 tokens, just outside the interval. The judged ones are
-  the corpus's other range and the part of it above what RL trains on. L1-Exact keeps to its
-  budget there, but at 46 and 72 tokens it is right half to two thirds as often as its base.
-- 3, 9, 10 and 11 digits. None rises steadily. The base can guess a sum (9 digits: 15% right) or add
-  number by number (66 tokens and more: 68 to 88%), but not three numbers in a line, and from 32 to
-  58 tokens L1-Exact tries that (1 to 8%). It does so with the 7 and 8 digits of its own task
-  as well; there the shorter sums outweigh it. The corpus has no sums of 3 or 11.
-- Five other wordings of the task's sums. At most 9% right at any budget: the base has met one."""
 
 
 @dataclass(frozen=True)
