@@ -42,6 +42,7 @@ TINY = (
     "budget.min=4",
     "budget.max=20",
     "reward.alpha_factor=333.3333",
+    "algorithm.kl_coef=0.001",
     "rollout.prompts=4",
     "rollout.samples=3",
     "rollout.temperature=0.6",

@@ -65,12 +65,14 @@ def test_l1_max_differs_where_the_recipe_says():
     assert c.model.path == exact.dir, "it starts from where L1-Exact ends"
     small = make_config("scale=embedded", "+experiment=l1_max")
     assert (small.model.path, small.rollout.max_response_tokens) == ("runs/l1_exact-embedded", 128)
-    assert small.reward.alpha_factor * small.reward.alpha_max == pytest.approx(0.5, rel=1e-5)
+    assert (small.reward.delta, small.budget.min, small.budget.max) == (0.0, 16, 72)
 
 
-def test_the_embedded_exact_reward_costs_a_third_a_token():
-    reward = make_config("scale=embedded").reward
-    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.35, rel=1e-5)
+@pytest.mark.parametrize("experiment", ["l1_exact", "l1_max"])
+def test_a_token_costs_more_in_the_embedded_task(experiment):
+    reward = make_config("scale=embedded", f"+experiment={experiment}").reward
+    assert reward.alpha_exact == reward.alpha_max
+    assert reward.alpha_factor * reward.alpha_exact == pytest.approx(0.6, rel=1e-5)
 
 
 # Scale ----------------------------------------------------------------------------------------
