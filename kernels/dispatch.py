@@ -30,6 +30,7 @@ _log = logging.getLogger("kernels")
 BACKENDS = ("cuda", "triton", "cpp", "torch")  # in order of preference
 # What the C++ kernels of float ops take; ops on integers have one dtype each.
 CPP_FLOATS = (torch.float32, torch.bfloat16)
+CPP_FLOATS_OF = {"linear": (torch.float32,)}  # where they are fewer
 
 # A list and not a ContextVar: autograd's device threads, where backward passes run, would not
 # inherit a context.
@@ -119,8 +120,7 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     # Triton's kernels compute in float32; float64, which is for gradient checks, goes to torch.
     if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
-    floats = CPP_FLOATS if op != "linear" else CPP_FLOATS[:1]
-    fits = dtype in floats or not dtype.is_floating_point
+    fits = dtype in CPP_FLOATS_OF.get(op, CPP_FLOATS) or not dtype.is_floating_point
     if "cpp" in able and not (device_type == "cpu" and fits and cpp_impl.library()):
         able.remove("cpp")
     return able

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.console import RenderableType
+    from rich.progress import Progress as Bars
+    from typing_extensions import Self
 
     from trainer.types import StepStats
 
@@ -60,25 +62,15 @@ FIGURES = (
 )
 
 
-class Progress:
-    """The progress of a run as a context manager; it only shows, it decides nothing."""
+class LiveView:
+    """A context manager that shows `view` of rich, or nothing where there is no terminal."""
 
-    def __init__(
-        self, total_steps: int, start_step: int, name: str, console: Console | None = None
-    ) -> None:
-        """`start_step` of `total_steps` are done already; `console` is for tests."""
-        self.total, self.done, self.name = total_steps, start_step, name
-        self._console = console or Console()
-        self._live = Live(self, console=self._console) if on_terminal(self._console) else None
-        self._history: dict[str, list[float]] = defaultdict(list)
-        self._phase, self._phase_done, self._phase_total = "starting", 0, 0
-        self._skipped = 0.0
-        self._phase_start = self._step_start = time.perf_counter()
+    def __init__(self, view: Live | Bars | None) -> None:
+        self._view = view
 
-    def __enter__(self) -> Progress:
-        self._phase_start = self._step_start = time.perf_counter()
-        if self._live:
-            self._live.start()
+    def __enter__(self) -> Self:
+        if self._view:
+            self._view.start()
         return self
 
     def __exit__(
@@ -87,8 +79,28 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._live:
-            self._live.stop()
+        if self._view:
+            self._view.stop()
+
+
+class Progress(LiveView):
+    """The progress of a run as a context manager; it only shows, it decides nothing."""
+
+    def __init__(
+        self, total_steps: int, start_step: int, name: str, console: Console | None = None
+    ) -> None:
+        """`start_step` of `total_steps` are done already; `console` is for tests."""
+        self.total, self.done, self.name = total_steps, start_step, name
+        self._console = console or Console()
+        super().__init__(Live(self, console=self._console) if on_terminal(self._console) else None)
+        self._history: dict[str, list[float]] = defaultdict(list)
+        self._phase, self._phase_done, self._phase_total = "starting", 0, 0
+        self._skipped = 0.0
+        self._phase_start = self._step_start = time.perf_counter()
+
+    def __enter__(self) -> Progress:
+        self._phase_start = self._step_start = time.perf_counter()
+        return super().__enter__()
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
         """What goes on now: `done` of `total` units (see UNITS), or just the name with total 0."""
@@ -107,7 +119,7 @@ class Progress:
         for label, value in values.items():
             if value is not None:
                 self._history[label].append(value)
-        if self._live is None:
+        if self._view is None:
             say(self._console, self._plain_line(values))
 
     def evaluation(self, row: dict[str, Any]) -> None:

@@ -15,10 +15,8 @@ from kernels.ops.checks import (
     require_groups,
     require_range,
     require_shape,
-    require_temperature,
-    vocabulary,
 )
-from kernels.ops.sample_tokens import require_cut
+from kernels.ops.sample_tokens import require_sampling
 from kernels.ops.varlen_attention import require_prefix
 
 
@@ -212,15 +210,12 @@ class PackedDecoder:
         vocab_size: int | None,
     ) -> tuple[float, int, float, int]:
         """(temperature, top_k, top_p, vocab_size) after the checks of sample_tokens."""
-        for name, x in (("seeds", seeds), ("positions", positions)):
-            require_shape(name, x, (rows,))
-            require_dtype(name, x, torch.int64)
-        require_temperature(temperature, zero_allowed=True)
-        require_cut(top_k, top_p)
         if rows > self.rows:
             raise ValueError(f"{rows} rows, but there is room for {self.rows}")
-        vocab_size = vocabulary(vocab_size, self.weights.head.shape[0])
-        return float(temperature), min(top_k, vocab_size), float(top_p), vocab_size
+        columns = self.weights.head.shape[0]
+        return require_sampling(
+            rows, columns, temperature, top_k, top_p, seeds, positions, vocab_size
+        )
 
     def _require_tokens(
         self, tokens: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor

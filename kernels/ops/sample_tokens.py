@@ -44,24 +44,37 @@ def sample_tokens(
     """
     rows = logits.shape[0]
     require_shape("logits", logits, (None, None))
+    columns = logits.shape[1]
+    temperature, top_k, top_p, vocab_size = require_sampling(
+        rows, columns, temperature, top_k, top_p, seeds, positions, vocab_size
+    )
+    return Sampled(*_op(logits, temperature, top_k, top_p, seeds, positions, vocab_size))
+
+
+def require_sampling(
+    rows: int,
+    columns: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seeds: Tensor,
+    positions: Tensor,
+    vocab_size: int | None,
+) -> tuple[float, int, float, int]:
+    """(temperature, top_k, top_p, vocab_size) for `rows` draws of `columns` logits.
+
+    ValueError unless all are what sample_tokens takes.
+    """
     for name, tensor in (("seeds", seeds), ("positions", positions)):
         require_shape(name, tensor, (rows,))
         require_dtype(name, tensor, torch.int64)
     require_temperature(temperature, zero_allowed=True)
-    require_cut(top_k, top_p)
-    vocab_size = vocabulary(vocab_size, logits.shape[1])
-    top_k = min(top_k, vocab_size)
-    return Sampled(
-        *_op(logits, float(temperature), top_k, float(top_p), seeds, positions, vocab_size)
-    )
-
-
-def require_cut(top_k: int, top_p: float) -> None:
-    """ValueError unless they are what sample_tokens takes."""
     if top_k < 0:
         raise ValueError(f"top_k must be 0 (off) or positive, got {top_k}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    vocab_size = vocabulary(vocab_size, columns)
+    return float(temperature), min(top_k, vocab_size), float(top_p), vocab_size
 
 
 @torch.library.custom_op("lcpo::sample_tokens", mutates_args=())

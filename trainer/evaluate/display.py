@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from trainer.progress import duration, on_terminal, say
+from trainer.progress import LiveView, duration, on_terminal, say
 
 EVERY = 15.0  # seconds between lines where there is no terminal
 
 
-class Display:
+class Display(LiveView):
     """Counts samples and estimates the time left by the tokens that are expected of them.
 
     A sample of the budget 3600 takes longer than one of 512, and the longest come first: counting
@@ -32,24 +31,11 @@ class Display:
         self._bar = (
             Progress(*columns, console=self._console) if on_terminal(self._console) else None
         )
+        super().__init__(self._bar)
         if self._bar:
             self._task = self._bar.add_task(name, total=self.expected, left="")
         if kept:
             say(self._console, f"{name}: {kept} samples are there already, {samples} to draw")
-
-    def __enter__(self) -> Display:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def sample(self, expected: int) -> None:
         """One more sample is done, of which `expected` tokens were expected."""

@@ -6,42 +6,28 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from trainer.progress import duration, on_terminal, say
+from trainer.progress import LiveView, duration, on_terminal, say
 
 REFRESH = 1.0  # seconds between looks at the logs
 EVERY = 30.0  # seconds between lines where there is no terminal
 TAIL = 4096  # bytes of a log that hold its last line
 
 
-class Display:
+class Display(LiveView):
     """A context manager: a live view on a terminal, lines now and then elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
         """`console` is for tests."""
         self._console = console or Console()
         self._live = Live(console=self._console) if on_terminal(self._console) else None
+        super().__init__(self._live)
         self._start = time.monotonic()
         self._said = -EVERY
-
-    def __enter__(self) -> Display:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live:
-            self._live.stop()
 
     def show(self, logs: Sequence[Path], done: int, total: int) -> None:
         """`done` of `total` stages are complete, and `logs` are those of the ones that run."""
