@@ -64,10 +64,6 @@ LCPO_WIDE_INLINE void score_block(const FewQueries<T>& f, int64_t j, int64_t h, 
                    ? _mm512_maskz_loadu_epi32(some, left(f.keys[j + i] + h * f.size) + u)
                    : _mm512_setzero_si512();
   }
-  // Values are wanted next: asked for here and there, they come while keys are worked on.
-  for (int64_t i = 0; i < left_over; ++i) {
-    __builtin_prefetch(left(f.values[j + i] + h * f.size) + u);
-  }
   turn16(block);
   const Unit<T>* queries = left(q) + u;
   int64_t r = h * f.group;
@@ -82,8 +78,11 @@ LCPO_WIDE_INLINE void score_block(const FewQueries<T>& f, int64_t j, int64_t h, 
 
 template <class T>
 LCPO_WIDE void score_all(const FewQueries<T>& f, const T* q, float* scores) {
+  const int64_t steps = (f.count + LANES - 1) / LANES * f.heads;
+  int64_t step = 0;
   for (int64_t j = 0; j < f.count; j += LANES) {
     for (int64_t h = 0; h < f.heads; ++h) {
+      f.ahead.fetch(step++, steps);
       int64_t u = 0;
       for (; u + LANES <= units<T>(f.size); u += LANES) score_block<LANES>(f, j, h, u, q, scores);
       if (u < units<T>(f.size)) score_block<LANES / 2>(f, j, h, u, q, scores);
