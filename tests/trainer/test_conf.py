@@ -65,7 +65,7 @@ def test_l1_max_differs_where_the_recipe_says():
     assert c.model.path == exact.dir, "it starts from where L1-Exact ends"
     small = make_config("scale=embedded", "+experiment=l1_max")
     assert (small.model.path, small.rollout.max_response_tokens) == ("runs/l1_exact-embedded", 128)
-    assert (small.reward.delta, small.budget.min, small.budget.max) == (-0.6, 16, 72)
+    assert (small.reward.delta, small.budget.min, small.budget.max) == (0.0, 16, 72)
 
 
 @pytest.mark.parametrize("experiment", ["l1_exact", "l1_max"])
