@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.settings import ConfigError, Count, NonNeg, Pos, PosInt, Share, build_settings
+from trainer.settings import ConfigError, Count, NonNeg, Pos, PosInt, Share, Signed, build_settings
 
 __all__ = ["Config", "ConfigError", "parse_config"]  # and the settings of each group
 
@@ -76,8 +76,8 @@ class RewardSettings:
     """Reward per token away from the budget, exact rows."""
     alpha_max: NonNeg
     """The same for max rows."""
-    delta: Share
-    """Reward of a correct max row exactly at its budget."""
+    delta: Signed
+    """Reward of a correct max row at its budget, before the clip: below 0, it ends before it."""
     alpha_factor: Pos
     """Multiplies both alphas: 1 for the paper's budgets; more for short ones, where a token too
     many would else cost less than the accuracy it buys."""

@@ -24,17 +24,19 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """Range mark for a number: > 0, or >= 0 with `zero`; at most `most`."""
+    """Range mark for a number: more than `low`, or at least with `closed`; at most `most`."""
 
-    zero: bool = False
+    low: float = 0.0
+    closed: bool = False
     most: float = math.inf
 
 
 Pos = typing.Annotated[float, Range()]
-NonNeg = typing.Annotated[float, Range(zero=True)]
-Share = typing.Annotated[float, Range(zero=True, most=1.0)]
+NonNeg = typing.Annotated[float, Range(closed=True)]
+Share = typing.Annotated[float, Range(closed=True, most=1.0)]
+Signed = typing.Annotated[float, Range(low=-1.0, most=1.0)]
 PosInt = typing.Annotated[int, Range()]
-Count = typing.Annotated[int, Range(zero=True)]
+Count = typing.Annotated[int, Range(closed=True)]
 
 
 def build_settings(cls: type, raw: Any, where: str) -> Any:
@@ -90,10 +92,9 @@ def _value(hint: Any, value: Any, key: str) -> Any:
 def _in_range(value: float, limit: Range, key: str) -> float:
     if not math.isfinite(value):
         raise ConfigError(f"{key}: {value} is not a finite number")
-    if value < 0 or (value == 0 and not limit.zero):
-        raise ConfigError(
-            f"{key}: must be {'at least' if limit.zero else 'more than'} 0, got {value}"
-        )
+    if value < limit.low or (value == limit.low and not limit.closed):
+        bound = "at least" if limit.closed else "more than"
+        raise ConfigError(f"{key}: must be {bound} {limit.low:g}, got {value}")
     if value > limit.most:
         raise ConfigError(f"{key}: must be at most {limit.most:g}, got {value}")
     return value

@@ -29,7 +29,7 @@ class RewardSpec:
     kind: str  # "linear" | "sigmoid"
     alpha_exact: float  # per token
     alpha_max: float  # per token
-    delta: float  # reward of a right answer exactly at its budget, linear max
+    delta: float  # reward of a right answer exactly at its budget, before the clip, linear max
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("backend")  # all of them on both backends
 NONE, EXACT, MAX = 0, 1, 2
 PAPER = RewardSpec("linear", alpha_exact=0.0003, alpha_max=0.0003, delta=0.5)
 RELEASED = RewardSpec("linear", alpha_exact=1 / 3000, alpha_max=1 / 1000, delta=0.5)
+MARGIN = RewardSpec("linear", alpha_exact=0.6, alpha_max=0.6, delta=-0.6)
 SIGMOID = RewardSpec("sigmoid", alpha_exact=0.01, alpha_max=0.01, delta=0.0)
 
 
@@ -59,6 +60,9 @@ def one(reward, correct, n_y, n_gold, mode):
         (RELEASED, MAX, 0, 400, 0.0),
         (RELEASED, EXACT, 1, 700, 0.9),
         (RELEASED, EXACT, 0, 1300, -0.1),
+        (MARGIN, MAX, 1, 999, 0.0),  # within the budget, and paid nothing: a margin of one token
+        (MARGIN, MAX, 1, 998, 0.6),
+        (MARGIN, MAX, 1, 997, 1.0),
         (SIGMOID, EXACT, 1, 1000, 1.5),
         (SIGMOID, EXACT, 0, 900, 0.2689414),  # σ(−1)
         (SIGMOID, MAX, 1, 1000, 1.6),  # σ(0) + 0.1: at the budget is not over it

@@ -92,6 +92,11 @@ def test_a_share_is_at_most_one(key):
     assert_refused(key, 1.01)
 
 
+def test_delta_may_leave_a_margin_below_the_budget():
+    assert parse_with("reward.delta", -0.6).reward.delta == -0.6
+    assert_refused("reward.delta", -1.0, "more than -1")
+
+
 @pytest.mark.parametrize("key", [key for key, hint in LEAVES.items() if hint is bool])
 def test_a_switch_is_true_or_false(key):
     for value in (0, 1, "true", None):
