@@ -12,8 +12,9 @@ in its own environment, `--trl FOLDER`, set up when it is not there; "--trl none
 - The cost of a sequence's length, and of more sequences, at equal total tokens.
 - The profile of one step: every op above 1% of its time.
 
-Figures go to OUT/bench/step.csv and, between its markers, OUT/benchmarks.md; OUT is docs, or
-runs/bench with --quick, whose sizes only show that all of it works.
+Figures go to OUT/bench/step.csv and, between its markers, OUT/benchmarks.md, part by part as they
+are found: `--parts` measures some and leaves the tables of the others. OUT is docs, or runs/bench
+with --quick, whose sizes only show that all of it works.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.quick:
         machine.warn_if_busy()
     trl = None if args.trl == "none" else environment_python(Path(args.trl), TRL)
-    rows: list[Row] = []
+    out = args.out or Path("runs/bench" if args.quick else "docs")
     with tempfile.TemporaryDirectory() as temporary:
         small = small_model(Path(temporary))
         subjects = [Subject("1.3 M", small, 64, 8, 24, 128, (16, 32, 64))]
@@ -178,13 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "profile": lambda s=subject: profile_part(s.name, s.job("equal")),
             }
             for name in args.parts.split(","):
-                found = parts[name]()
-                for row in found:
-                    print({k: v for k, v in row.items() if k != "machine"}, flush=True)
-                rows += found
-    about = machine.describe(torch.device("cpu")) | {"load": f"{machine.busy():.1f}"}
-    out = args.out or Path("runs/bench" if args.quick else "docs")
-    step_report.write(out, [row | about for row in rows])
+                busy = machine.busy()
+                rows = parts[name]()
+                for row in rows:
+                    print(row, flush=True)
+                about = machine.describe(torch.device("cpu")) | {"load": f"{busy:.1f}"}
+                step_report.write(out, [row | about for row in rows])
 
 
 if __name__ == "__main__":

@@ -15,38 +15,60 @@ COLUMNS = [
     *("share_of_gemm", "tokens", "share", "calls"),
     *("machine", "torch", "threads", "omp_policy", "commit", "load"),
 ]
+PARTS = ["tuning TRL", "step", "pass", "lengths", "profile"]
 BEGIN, END = "<!-- step:begin, written by python -m bench.step -->", "<!-- step:end -->"
 
 Row = dict[str, Any]
 
 
 def write(out: Path, rows: list[Row]) -> None:
-    """The three files in `out`; only what stands between the markers is replaced."""
-    folder = out / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
+    """The three files in `out`; only what stands between the markers is replaced.
+
+    Rows that step.csv has of other parts and models stay: a run may measure a few, and each is
+    written when it is done.
+    """
+    file = out / "bench" / "step.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
     shown = [{c: _text(row.get(c, "")) for c in COLUMNS} for row in rows]
-    with (folder / "step.csv").open("w", newline="", encoding="utf-8") as stream:
+    tables: dict[tuple[str, str], list[Row]] = {}
+    for row in [*read(file), *shown]:
+        tables.setdefault((row["model"], row["part"]), []).append(row)
+    for key in dict.fromkeys((row["model"], row["part"]) for row in shown):
+        tables[key] = [row for row in shown if (row["model"], row["part"]) == key]
+    ordered = [row for key in sorted(tables, key=_place) for row in tables[key]]
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(shown)
-    plot_lengths([row for row in rows if row["part"] == "lengths"], folder / "step_lengths.png")
-    write_section(out / "benchmarks.md", BEGIN, END, markdown(rows))
+        writer.writerows(ordered)
+    lengths = [row for row in ordered if row["part"] == "lengths"]
+    plot_lengths(lengths, file.with_name("step_lengths.png"))
+    write_section(out / "benchmarks.md", BEGIN, END, markdown(ordered))
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a step.csv, all as text; none where there is no file."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _place(key: tuple[str, str]) -> tuple[str, int]:
+    model, part = key
+    return model, PARTS.index(part)
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table a part and model."""
-    first = rows[0]
-    parts = [
-        "### The training step\n",
-        f"{first['machine']} · torch {first['torch']} · {first['threads']} threads · commit "
-        f'{first["commit"]} · load {first["load"]}. "times" is the time over the first line\'s.\n',
-    ]
-    cases = dict.fromkeys((r["part"], r["model"]) for r in rows)
-    for part, model in cases:
+    """A table a part and model, with what it was measured on."""
+    parts = ["### The training step\n", '"times" is the time over the first line\'s.\n']
+    for part, model in dict.fromkeys((r["part"], r["model"]) for r in rows):
         mine = [r for r in rows if (r["part"], r["model"]) == (part, model)]
-        parts.append(f"**{part}, {model}**\n")
+        first = mine[0]
+        about = f"{first['machine']}, {first['threads']} threads, torch {first['torch']}"
+        about += f", commit {first['commit']}, load {first['load']}"
+        parts.append(f"**{part}, {model}** · {about}\n")
         parts.append(_table(part, mine))
-    if any(part == "lengths" for part, _ in cases):
+    if any(row["part"] == "lengths" for row in rows):
         parts.append("![cost against length](bench/step_lengths.png)\n")
     return "\n".join(parts)
 
@@ -62,7 +84,8 @@ def _table(part: str, rows: list[Row]) -> str:
             row["case"] if part == "step" else "",
             row.get("dtype", "") if part == "pass" else "",
         )
-        times = row["seconds"] / first.setdefault(key, row["seconds"])
+        seconds = float(row["seconds"])
+        times = seconds / first.setdefault(key, seconds)
         values = row | {"times": times, "contender": f"`{row['contender']}`"}
         lines.append("| " + " | ".join(_text(values.get(name, "")) for name in names) + " |")
     return "\n".join(lines) + "\n"
@@ -73,14 +96,18 @@ def plot_lengths(rows: list[Row], file: Path) -> None:
     if not rows:
         return
     figure = Figure(figsize=(7.5, 3), layout="constrained")
-    most = max(row["tokens"] for row in rows)
+    most = max(int(row["tokens"]) for row in rows)
     panels = figure.subplots(1, 2)
+
+    def per_token(row: Row) -> float:
+        return float(row["seconds"]) / int(row["tokens"])
+
     kinds = (("tokens of a sequence, equal total", 1), ("sequences of one length", 0))
     for panel, (label, place) in zip(panels, kinds, strict=True):
-        mine = [row for row in rows if (row["tokens"] == most) == (place == 1)]
+        mine = [row for row in rows if (int(row["tokens"]) == most) == (place == 1)]
         for model in dict.fromkeys(row["model"] for row in mine):
             points = sorted(
-                (int(row["case"].split(" x ")[place]), 1e6 * row["seconds"] / row["tokens"])
+                (int(row["case"].split(" x ")[place]), 1e6 * per_token(row))
                 for row in mine
                 if row["model"] == model
             )
