@@ -7,18 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import step_report
-
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "bench.step", "--quick", "--trl", "none", "--rounds", "1"]
+
+
+def read(folder):
+    with (folder / "bench" / "step.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def test_every_part_of_the_bench_is_there(tmp_path):
     begin, end = "<!-- step:begin, written by python -m bench.step -->", "<!-- step:end -->"
     (tmp_path / "benchmarks.md").write_text(f"kept\n{begin}\nold\n{end}\n")
     subprocess.run([*COMMAND, "--out", tmp_path], cwd=ROOT, check=True, capture_output=True)
-    with (tmp_path / "bench" / "step.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read(tmp_path)
     assert all(float(row["seconds"]) > 0 for row in rows)
     of = {part: [r for r in rows if r["part"] == part] for part in {r["part"] for r in rows}}
     assert of.keys() == {"step", "pass", "lengths", "profile"}
@@ -32,27 +34,12 @@ def test_every_part_of_the_bench_is_there(tmp_path):
     assert text.startswith("kept\n") and "old" not in text and "**profile, 1.3 M**" in text
     assert (tmp_path / "bench" / "step_lengths.png").stat().st_size > 1000
 
-
-def test_other_parts_and_models_keep_their_figures(tmp_path):
-    def rows(part, model, seconds):
-        about = {"machine": "a box", "threads": 2, "torch": "2", "commit": seconds, "load": "0.0"}
-        row = {"part": part, "model": model, "case": "c", "contender": "ours", "seconds": seconds}
-        return [row | about]
-
-    (tmp_path / "benchmarks.md").write_text(f"{step_report.BEGIN}\n{step_report.END}\n")
-    for part, model, seconds in [
-        ("profile", "a", 1.0),
-        ("step", "a", 2.0),
-        ("step", "b", 3.0),
-        ("step", "a", 4.0),
-    ]:
-        step_report.write(tmp_path, rows(part, model, seconds))
-    found = step_report.read(tmp_path / "bench" / "step.csv")
-    kept = [(row["model"], row["part"], float(row["seconds"])) for row in found]
-    assert kept == [("a", "step", 4.0), ("a", "profile", 1.0), ("b", "step", 3.0)]
-    text = (tmp_path / "benchmarks.md").read_text()
-    assert "**step, a** · a box, 2 threads, torch 2, commit 4, load 0.0" in text
-    assert "**profile, a** · a box, 2 threads, torch 2, commit 1, load 0.0" in text
+    again = [*COMMAND, "--parts", "pass", "--out", tmp_path]
+    subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
+    parts = [row["part"] for row in rows]
+    assert [row["part"] for row in read(tmp_path)] == parts, "each part once, in the same order"
+    changed = {a["part"] for a, b in zip(rows, read(tmp_path), strict=True) if a != b}
+    assert changed == {"pass"}, "the tables of parts that were not measured stay"
 
 
 def test_a_document_without_markers_is_refused(tmp_path):
