@@ -5,6 +5,7 @@ at the call. Each op's contract is the docstring of its function in `kernels.ops
 """
 
 from kernels.dispatch import active_backends, override
+from kernels.ops.adamw_split import adamw_split_
 from kernels.ops.count_lengths import Lengths, count_lengths
 from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
 from kernels.ops.linear import linear
@@ -24,6 +25,7 @@ from kernels.ops.product import product
 from kernels.ops.rms_norm import rms_norm
 from kernels.ops.rope import rope
 from kernels.ops.sample_tokens import Sampled, sample_tokens
+from kernels.ops.split_bits import join_bits, split_bits
 from kernels.ops.swiglu import swiglu
 from kernels.ops.varlen_attention import varlen_attention
 
@@ -38,8 +40,10 @@ __all__ = [
     "RewardTerms",
     "Sampled",
     "active_backends",
+    "adamw_split_",
     "can_pack",
     "count_lengths",
+    "join_bits",
     "lcpo_advantage",
     "linear",
     "linear_logprob",
@@ -52,6 +56,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "sample_tokens",
+    "split_bits",
     "swiglu",
     "varlen_attention",
 ]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.cpp_impl import adamw_split as cpp_adamw_split
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
 from kernels.cpp_impl import lcpo_advantage as cpp_lcpo_advantage
 from kernels.cpp_impl import linear as cpp_linear
@@ -26,6 +27,7 @@ from kernels.cpp_impl import varlen_attention as cpp_varlen_attention
 from kernels.cuda_impl import paged_decode_attention as cuda_paged_decode_attention
 from kernels.cuda_impl import varlen_attention as cuda_varlen_attention
 from kernels.torch_ref import (
+    adamw_split,
     count_lengths,
     lcpo_advantage,
     linear_logprob,
@@ -39,6 +41,9 @@ from kernels.torch_ref import (
     swiglu,
     varlen_attention,
 )
+from kernels.torch_ref.split_bits import join_bits, split_bits
+
+__all__ = ["IMPLEMENTATIONS", "join_bits", "logits_product", "product", "split_bits"]
 
 
 def _triton(path: str) -> Callable:
@@ -163,6 +168,11 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "torch": swiglu.backward,
         "cpp": cpp_swiglu.backward,
         "triton": _triton("swiglu.backward"),
+    },
+    "adamw_split": {
+        "torch": adamw_split.adamw_split_,
+        "cpp": cpp_adamw_split.adamw_split_,
+        "triton": _triton("adamw_split.adamw_split_"),
     },
     "varlen_attention": {
         "torch": varlen_attention.forward,

@@ -47,7 +47,8 @@ def activation_bytes(
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be taken: of the GPU, or what the system calls available."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept  # what torch holds to give out again
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     return 1024 * int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1])
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from trainer.config import OptimSettings
-from trainer.shards import is_divided, whole
+from trainer.model import Decoder
+from trainer.shards import fill, whole
+from trainer.split_adamw import SplitAdamW
 from trainer.world import ALONE, World
 
 
@@ -14,10 +18,11 @@ class Optimizer:
 
     A non-finite gradient norm skips it: parameters, moments and schedule stay as they are. Whether
     it is finite is decided on the device, and counted there: nothing waits for it until someone
-    reads a count. `working` is the masters' copy that computes (model/precision.py), if there is
-    one; it follows them. Of several ranks each has the gradient of its own micro-batches: they are
-    summed first, unless the parameters are divided, whose gradients come summed (shards.py). So all
-    ranks see one norm, and step or skip alike.
+    reads a count. `working` is the masters' copy in bfloat16 that computes (model/precision.py), if
+    there is one; it follows them, and is the upper half of them (split_adamw.py), unless the
+    parameters are `divided` (shards.py), as the copy is not. Of several ranks each has the gradient
+    of its own micro-batches: they are summed first, but those of divided parameters come summed. So
+    all ranks see one norm, and step or skip alike.
     """
 
     def __init__(
@@ -26,31 +31,51 @@ class Optimizer:
         settings: OptimSettings,
         working: torch.nn.Module | None = None,
         world: World = ALONE,
+        *,
+        divided: bool = False,
     ) -> None:
-        self.settings, self.world = settings, world
+        self.settings, self.world, self.divided = settings, world, divided
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
         self.model, self.working = model, working
-        self.adamw = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.lr,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        order = {
+            "lr": settings.lr,
+            "betas": (settings.beta1, settings.beta2),
+            "eps": settings.eps,
+            "weight_decay": settings.weight_decay,
+        }
+        if working is None or working is model or divided:
+            self.adamw = torch.optim.AdamW(self.parameters, **order, fused=True)
+            self._refresh()
+        else:
+            self.adamw = SplitAdamW(dict(named), dict(working.named_parameters()), **order)
         self.restore(updates=0, skipped=0, skips_in_row=0)
         self._norm = torch.zeros(())
 
     def restore(self, *, updates: int, skipped: int, skips_in_row: int) -> None:
-        """Sets the counts, and the working copy to the masters' weights: after a checkpoint."""
+        """Sets the counts: after a checkpoint."""
         counts = (updates, skipped, skips_in_row, skips_in_row)
         device = self.parameters[0].device
         self._updates, self._skipped, self._in_row, self._most_in_row = (
             torch.tensor(n, dtype=torch.int64, device=device) for n in counts
         )
-        self._refresh()
+
+    def fill(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Sets the weights, whole and by name, and the working copy to them."""
+        if isinstance(self.adamw, SplitAdamW):
+            self.adamw.fill(weights)
+        else:
+            fill(self.model, weights)
+            self._refresh()
+
+    def masters(self) -> Decoder:
+        """The weights in float32: the model itself, or a new one where they lie split."""
+        if not isinstance(self.adamw, SplitAdamW):
+            return self.model
+        joined = Decoder(self.model.config, device="meta")
+        joined.load_state_dict(self.adamw.joined(), assign=True)
+        return joined
 
     @property
     def updates(self) -> int:
@@ -82,7 +107,7 @@ class Optimizer:
 
         Gradients are freed either way.
         """
-        if not is_divided(self.model):
+        if not self.divided:
             self.world.meet(p.grad for p in self.parameters if p.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
         self._norm = whole(norm)
@@ -120,13 +145,8 @@ class Optimizer:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        if self.working is None or self.working is self.model:
-            return
-        if is_divided(self.model):  # one by one: gathered, each is whole on every rank
+        """The whole copy of divided masters: one by one, each gathered on every rank."""
+        if self.divided:
             pairs = zip(self.working.parameters(), self.model.parameters(), strict=True)
             for copy, part in pairs:
                 copy.copy_(whole(part.to(copy.dtype)))
-        else:
-            torch._foreach_copy_(
-                list(self.working.parameters()), list(self.model.parameters()), non_blocking=True
-            )

@@ -185,6 +185,7 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
         raise ConfigError(f"rollout.cuda_graphs: there are none on {device}")
     if config.rollout.batch_invariant:
         check_batch_invariant(config)
+    optimizer = Optimizer(model, config.optim, working, world, divided=is_divided(model))
     learner, parts = (model, world.size) if is_divided(model) else (working, 1)
     learner.model.recomputed = recomputed_layers(
         config.memory,
@@ -198,7 +199,6 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
         train, tokenizer, config.budget, config.seed, config.data.max_prompt_tokens
     )
     engine = build_engine(config, working, folder, tokenizer)
-    optimizer = Optimizer(model, config.optim, working, world)
     trainer = Trainer(
         config,
         model,

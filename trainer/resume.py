@@ -19,7 +19,7 @@ from trainer.files import load_tensors, save_tensors, write_json_atomic
 from trainer.model import Decoder, copy_tokenizer, load_model, save_model
 from trainer.preflight import config_dict, find_model
 from trainer.settings import changes, flatten
-from trainer.shards import fill, part_like
+from trainer.shards import part_like
 from trainer.step import Trainer
 
 # Settings that may differ between a checkpoint and the run that continues it.
@@ -123,8 +123,8 @@ def refuse_changes(
 def load_state(trainer: Trainer, checkpoint: Path, state: dict[str, Any]) -> None:
     """Weights, moments, schedule and cursor of a verified checkpoint, into a fresh trainer."""
     loaded = load_model(checkpoint, dtype=trainer.model.head_weight.dtype)
-    fill(trainer.model, loaded.state_dict())
     optimizer, kept = trainer.optimizer, state["optimizer"]
+    optimizer.fill(loaded.state_dict())
     parameters = dict(trainer.model.named_parameters())
     moments = load_tensors(checkpoint / "optim.safetensors")
     for key, tensor in moments.items():

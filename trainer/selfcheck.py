@@ -37,7 +37,7 @@ def self_check(
     if micro is None or every == 0 or trainer.step % every != 0:
         return
     # Divided masters compute with all ranks or not at all.
-    master = trainer.working if is_divided(trainer.model) else trainer.model
+    master = trainer.working if is_divided(trainer.model) else trainer.optimizer.masters()
     few, vocab_size = first_sequence(micro.batch), trainer.engine.vocab_size
     with torch.no_grad():
         ours, _ = logprobs(config, trainer.working, few, vocab_size)

@@ -85,7 +85,7 @@ def whole_state(
     """
     tensors, steps = optimizer_tensors(optimizer.adamw, dict(model.named_parameters()))
     if not is_divided(model):
-        return model, tensors, steps
+        return optimizer.masters(), tensors, steps
 
     def collected(parts: Mapping[str, Any]) -> dict[str, Tensor]:
         found = {}

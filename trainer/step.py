@@ -48,7 +48,7 @@ class Trainer:
     """What a step works with. `cursor` moves only when the step is done."""
 
     config: Config
-    model: Decoder  # float32 masters, divided among the ranks with train.parallel=fsdp
+    model: Decoder  # float32 masters: their gradients, and unless split_adamw.py has them weights
     working: Decoder  # what computes: the same, or its whole copy in the compute type
     reference: Decoder | None  # frozen start of the run; None when algorithm.kl_coef is 0
     tokenizer: PreTrainedTokenizerBase

@@ -9,7 +9,7 @@
 #define LCPO_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature, together with the number in cpp_impl/loading.py.
-#define LCPO_ABI_VERSION 6
+#define LCPO_ABI_VERSION 7
 LCPO_API int32_t lcpo_abi_version();
 
 // Token counts of packed responses: ids [T], cu_seqlens [sequences + 1], outputs [sequences].
@@ -103,6 +103,14 @@ LCPO_API void lcpo_swiglu_forward(const void* gate, const void* up, bool is_bf16
 LCPO_API void lcpo_swiglu_backward(const void* grad, const void* gate, const void* up,
                                    bool is_bf16, int64_t size, void* d_gate, void* d_up,
                                    int32_t threads);
+
+// adamw_split: `size` numbers in two halves of 16 bits each, updated in place unless *skip; factors
+// {1 - lr · decay, -lr / bias correction, root of the second's} are the step's.
+// Contract: kernels/ops/adamw_split.py.
+LCPO_API void lcpo_adamw_split(uint16_t* weight, int16_t* low, const float* grad, float* exp_avg,
+                               float* exp_avg_sq, int64_t size, const float* factors,
+                               const bool* skip, double beta1, double beta2, double eps,
+                               int32_t threads);
 
 // policy_loss: R = rows tokens; ref and entropy may be null. loss [1], d_logprob and d_entropy
 // [rows], stats [6] as in PolicyStats. Contract: kernels/ops/policy_loss.py.

@@ -1,17 +1,14 @@
 // silu(gate) * up and its gradient, elementwise; contract: kernels/ops/swiglu.py.
 
-#include <algorithm>
 #include <type_traits>
 
 #include "api.h"
 #include "bf16.h"
+#include "blocks.h"
 #include "simd.h"
 
 namespace lcpo {
 namespace {
-
-constexpr int64_t BLOCK = 4096;     // entries of one call
-constexpr int64_t SMALL = 1 << 14;  // entries for which waking threads does not pay
 
 // 1 / (1 + exp(-x)); beyond 88 in size as at 88.
 LCPO_INLINE float sigmoid(float x) {
@@ -39,13 +36,6 @@ LCPO_CLONES void backward(const T* grad, const T* gate, const T* up, int64_t siz
     store(d_gate + i, d * load(up + i) * (s + silu * (1.0f - s)));
     store(d_up + i, d * silu);
   }
-}
-
-// Runs f(start, size) over blocks of `size` entries.
-template <class F>
-void over_blocks(int64_t size, int32_t threads, const F& f) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (size > SMALL)
-  for (int64_t start = 0; start < size; start += BLOCK) f(start, std::min(BLOCK, size - start));
 }
 
 }  // namespace

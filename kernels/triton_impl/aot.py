@@ -28,6 +28,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from kernels.triton_impl import (
+    adamw_split,
     count_lengths,
     lcpo_advantage,
     logprob_rows,
@@ -145,6 +146,16 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
             lcpo_advantage.lcpo_advantage,
             *(f32(2048), *(i32(2048) for _ in range(4)), 128),
             *("linear", 0.0003, 0.0003, 0.5, "grpo", 1e-6),
+        ),
+    )
+    skip = torch.empty((), device="meta", dtype=torch.bool)
+    low, moment = empty(MLP, HIDDEN).view(torch.int16), f32(MLP, HIDDEN)
+    yield (
+        "",
+        partial(
+            adamw_split.adamw_split_,
+            *(empty(MLP, HIDDEN), low, moment, moment, moment, f32(3), skip),
+            *(0.9, 0.999, 1e-8),
         ),
     )
     tokens = f32(16_384)

@@ -58,6 +58,15 @@ def test_t05_two_processes_do_what_one_does(straight, tiny_base, tmp_path):
     assert len(read_rows(tmp_path / "run" / METRICS)) == STEPS
 
 
+def test_t05_split_masters_go_on_where_they_were(tiny_base, tmp_path):
+    """In bfloat16, where a checkpoint has the joined weights (trainer/split_adamw.py)."""
+    low = (*QUIET, "model.dtype=bfloat16", "train.self_check_every=0")
+    run_here(tiny_base, tmp_path / "straight", *low)
+    for steps in (3, STEPS):
+        run_here(tiny_base, tmp_path / "run", *low, f"train.steps={steps}")
+    assert without_evaluations(tmp_path / "run") == without_evaluations(tmp_path / "straight")
+
+
 def test_t18_one_seed_one_result_another_seed_another(straight, tiny_base, tmp_path):
     run_here(tiny_base, tmp_path / "same", *QUIET)
     assert result(tmp_path / "same") == result(straight)

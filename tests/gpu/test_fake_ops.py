@@ -136,3 +136,21 @@ def test_elementwise():
     out = kernels.swiglu(gate, up)
     check(out, (ROWS, MLP), torch.bfloat16)
     check_gradients([out], gate, up)
+
+
+def test_adamw_split():
+    weights, lows, *floats = (
+        [cuda(HIDDEN, MLP, dtype=dtype), cuda(HIDDEN, dtype=dtype)]
+        for dtype in (torch.bfloat16, torch.int16, *(torch.float32,) * 3)
+    )
+    rate, skip = (torch.empty((), dtype=t, device="cuda") for t in (torch.float32, torch.bool))
+    kernels.adamw_split_(
+        *(weights, lows, *floats, [rate, rate]),
+        **{"lr": rate, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+        weight_decay=0.1,
+        skip=skip,
+    )
+    high, low = kernels.split_bits(f32(ROWS, HIDDEN))
+    check(high, (ROWS, HIDDEN), torch.bfloat16)
+    check(low, (ROWS, HIDDEN), torch.int16)
+    check(kernels.join_bits(high, low), (ROWS, HIDDEN), torch.float32)

@@ -13,7 +13,14 @@ from tests.kernels.triton_policy import (
     check_sampling,
     loss_inputs,
 )
-from tests.kernels.triton_rows import check_logits, check_rms_norm, check_rope, check_swiglu
+from tests.kernels.triton_rows import (
+    check_adamw_split,
+    check_logits,
+    check_rms_norm,
+    check_rope,
+    check_swiglu,
+    check_unmoved,
+)
 
 pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.bfloat16]
@@ -114,6 +121,12 @@ def test_rope(dtype):
 def test_swiglu(dtype):
     gate, up = on_gpu(1025, 2 * MLP, dtype=dtype, scale=3.0).chunk(2, -1)
     check_swiglu(gate, up, on_gpu(1025, MLP, dtype=dtype, seed=1))
+
+
+@pytest.mark.parametrize("beta1", [0.9, 0.2])
+def test_adamw_split(beta1):
+    check_adamw_split([0, 1, 1023, 1024, 1025, H * MLP], "cuda", beta1=beta1)
+    check_unmoved("cuda")
 
 
 def test_count_lengths():

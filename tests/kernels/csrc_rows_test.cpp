@@ -120,6 +120,34 @@ void test_swiglu(int threads) {
   }
 }
 
+// Sizes as above; the second step is skipped.
+void test_adamw_split(int threads) {
+  for (const int64_t size : {0, 1, 15, 16, 17, 4096, 17000}) {
+    const Data start(size, false, 0.1f), grad(size, false, 0.2f);
+    std::vector<lcpo::bf16> weight(start.half);
+    std::vector<int16_t> rest(size);
+    std::vector<float> m(size, 0.1f), v(size, 0.2f);
+    for (int64_t i = 0; i < size; ++i) {
+      const uint32_t bits = lcpo::to_bits(start.value[i]);
+      weight[i] = static_cast<lcpo::bf16>((bits + 0x8000u) >> 16);
+      rest[i] = static_cast<int16_t>(bits);
+    }
+    const float factors[] = {0.9f, -0.01f, 0.5f};
+    for (const bool skip : {false, true}) {
+      lcpo_adamw_split(weight.data(), rest.data(), grad.value.data(), m.data(), v.data(), size,
+                       factors, &skip, 0.9, 0.99, 1e-8, threads);
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      const double g = grad[i], first = 0.09 + 0.1 * g, second = 0.198 + 0.01 * g * g;
+      check(near(m[i], first, false) && near(v[i], second, false), "moments");
+      const double want = 0.9 * start[i] - 0.01 * first / (std::sqrt(second) / 0.5 + 1e-8);
+      const uint32_t bits = (static_cast<uint32_t>(weight[i]) << 16) +
+                            static_cast<uint32_t>(static_cast<int32_t>(rest[i]));
+      check(near(lcpo::from_bits(bits), want, false), "weight");
+    }
+  }
+}
+
 // Rows below, at and above the lanes, and more than the blocks that wake threads.
 void test_policy_loss(int threads) {
   for (const int64_t rows : {0, 1, 7, 8, 9, 2049, 11000}) {
@@ -170,6 +198,7 @@ int main(int argc, char** argv) {
   test_rms_norm(threads);
   test_rope(threads);
   test_swiglu(threads);
+  test_adamw_split(threads);
   test_policy_loss(threads);
   test_lcpo_advantage();
   return report();

@@ -33,6 +33,7 @@ BUDGET = {
     "sample_tokens": 128,
     "count_lengths": 40,
     "lcpo_advantage": 64,
+    "adamw_split": 48,
     "policy_loss": 72,
     "policy_loss_sums": 40,
 }

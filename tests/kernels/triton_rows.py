@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import kernels
 from kernels.torch_ref import linear_logprob as ref
 from kernels.triton_impl import logprob_rows, rms_norm, rope, swiglu
 from tests.kernels.three_way import assert_three_way, error
@@ -140,3 +141,72 @@ def check_swiglu(gate, up, grad):
     got = (swiglu.forward(gate, up), *swiglu.backward(grad, gate, up))
     assert all(x.dtype == gate.dtype for x in got)
     three_way(got, (*same, *d_same), (*truth, *d_truth), 1e-6, "out d_gate d_up")
+
+
+def adamw_inputs(sizes, device="cpu"):
+    """Weights of these sizes, their halves, and moments as after some steps, counted: 3, 4, ..."""
+    weights = [draw(n, device=device, seed=i, scale=0.05) for i, n in enumerate(sizes)]
+    moments = [draw(n, device=device, seed=50 + i, scale=0.1) for i, n in enumerate(sizes)]
+    squares = [draw(n, device=device, seed=90 + i, scale=0.1).square() for i, n in enumerate(sizes)]
+    steps = [torch.tensor(3.0 + i, device=device) for i in range(len(sizes))]
+    return weights, moments, squares, steps
+
+
+def check_adamw_split(sizes, device="cpu", beta1=0.9, lr=1e-3, weight_decay=0.1):
+    """Two steps of adamw_split_ against torch's AdamW, fused in float32, and plain in float64."""
+    weights, moments, squares, steps = adamw_inputs(sizes, device)
+    settings = {"lr": lr, "betas": (beta1, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
+
+    def theirs(dtype, fused):
+        leaves = [torch.nn.Parameter(w.to(dtype, copy=True)) for w in weights]
+        adamw = torch.optim.AdamW(leaves, **settings, fused=fused)
+        for leaf, m, v, t in zip(leaves, moments, squares, steps, strict=True):
+            state = {"exp_avg": m.to(dtype, copy=True), "exp_avg_sq": v.to(dtype, copy=True)}
+            adamw.state[leaf] = state | {"step": t.clone()}
+        return leaves, adamw
+
+    leaves, adamw = theirs(torch.float32, True)
+    exact, exactly = theirs(torch.float64, False)
+    halves = [kernels.split_bits(w) for w in weights]
+    high, low = [h for h, _ in halves], [rest for _, rest in halves]
+    skip = torch.tensor(False, device=device)
+    for number in range(2):
+        grads = [
+            draw(n, device=device, seed=10 * number + i, scale=10.0 ** (2 - i % 5))
+            for i, n in enumerate(sizes)
+        ]
+        for group, optimizer in ((leaves, adamw), (exact, exactly)):
+            for leaf, grad in zip(group, grads, strict=True):
+                leaf.grad = grad.to(leaf.dtype)
+            optimizer.step()
+        steps = [t + 1 for t in steps]
+        kernels.adamw_split_(
+            *(high, low, grads, moments, squares, steps),
+            **{"lr": lr, "beta1": beta1, "beta2": 0.999, "eps": 1e-8},
+            weight_decay=weight_decay,
+            skip=skip,
+        )
+    got = zip(map(kernels.join_bits, high, low), moments, squares, strict=True)
+    for ours, leaf, truth in zip(got, leaves, exact, strict=True):
+        plain, wide = (
+            (x.detach(), o.state[x]["exp_avg"], o.state[x]["exp_avg_sq"])
+            for x, o in ((leaf, adamw), (truth, exactly))
+        )
+        three_way(ours, plain, wide, 0.0, "w m v")
+
+
+def check_unmoved(device="cpu"):
+    """With no rate and no gradient every number stays: upper halves of all kinds, around a tie."""
+    upper = torch.arange(-(2**15), 2**15, 17, dtype=torch.int32)[:, None] << 16
+    lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)
+    x = (upper | lower).flatten().view(torch.float32)
+    x = x[~x.isnan()].to(device)
+    high, low = kernels.split_bits(x)
+    before, zero = high.clone(), torch.zeros_like(x)
+    kernels.adamw_split_(
+        *([high], [low], [zero], [zero.clone()], [zero.clone()], [torch.ones((), device=device)]),
+        **{"lr": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1},
+        skip=torch.tensor(False, device=device),
+    )
+    assert kernels.join_bits(high, low).view(torch.int32).equal(x.view(torch.int32))
+    assert high.view(torch.int16).equal(before.view(torch.int16))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels import split_bits
 from tests.helpers import tiny_decoder, tiny_trainer
 from trainer import step
 from trainer.model import PackedAttention, has_bfloat16, working_copy
@@ -12,7 +13,7 @@ from trainer.model.embedding import Embedding
 
 
 def rounded(model: torch.nn.Module) -> list[torch.Tensor]:
-    return [p.detach().bfloat16() for p in model.parameters()]
+    return [split_bits(p.detach())[0] for p in model.parameters()]
 
 
 def test_a_model_in_its_own_dtype_is_its_own_copy(tiny_base):
@@ -25,12 +26,14 @@ def test_a_model_in_its_own_dtype_is_its_own_copy(tiny_base):
 def test_the_copy_follows_the_optimizer_and_computes_everything(tiny_base):
     trainer = tiny_trainer(tiny_base, "model.dtype=bfloat16")
     assert trainer.engine.model is trainer.working is not trainer.model
-    before = rounded(trainer.model)
+    before = rounded(trainer.optimizer.masters())
     for _ in range(2):
         step.train_step(trainer)
-        for copy, master in zip(trainer.working.parameters(), rounded(trainer.model), strict=True):
+        after = rounded(trainer.optimizer.masters())
+        for copy, master in zip(trainer.working.parameters(), after, strict=True):
             assert torch.equal(copy, master)
-    assert not all(map(torch.equal, before, rounded(trainer.model)))
+    assert not all(map(torch.equal, before, after))
+    assert {p.untyped_storage().nbytes() for p in trainer.model.parameters()} == {4}
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     assert all(p.grad is None for p in trainer.working.parameters())
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kernels import split_bits
 from trainer.model.config import ModelConfig, read_config, read_json
 from trainer.model.decoder import Decoder
 
@@ -54,8 +55,7 @@ def load_model(
         for name, tensor in _read_tensors(file).items():
             if name in state:
                 raise ValueError(f"{file}: {name} is in another shard as well")
-            # copy=True: the file is memory-mapped, so its tensors are unaligned and die with it.
-            state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+            state[name] = _converted(tensor, dtype).to(device)
     if config.tie_word_embeddings and _HEAD in state:
         head = state.pop(_HEAD)
         if _EMBEDDING in state and not torch.equal(head, state[_EMBEDDING]):
@@ -110,6 +110,16 @@ def copy_tokenizer(source: str | Path, target: str | Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in `dtype`, rounded to bfloat16 as masters are to the copy that computes.
+
+    A copy always: the file is memory-mapped, so its tensors are unaligned and die with it.
+    """
+    if (tensor.dtype, dtype) == (torch.float32, torch.bfloat16):
+        return split_bits(tensor)[0]
+    return tensor.to(dtype, copy=True)
 
 
 def _weight_files(folder: Path) -> list[Path]:

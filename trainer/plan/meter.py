@@ -133,7 +133,7 @@ class Meter(TorchDispatchMode):
         elif name in SCATTERS:
             moved = 2 * _bytes(taken[-1:])
         else:
-            moved = _bytes(taken) + _bytes(given)
+            moved = _bytes(taken) + _bytes(given or _written(func, args))
         return [Record("product" if flops else "rows", dtype, flops, moved)]
 
     def _remember(self, tensor: Tensor) -> None:
@@ -154,6 +154,13 @@ class Meter(TorchDispatchMode):
         if self.live.total() + workspace > self.peak.total():
             self.peak = +self.live
             self.peak["workspace"] += int(workspace)
+
+
+def _written(func: Any, args: tuple[Any, ...]) -> list[Any]:
+    """What an op that returns nothing changes in place: optimizers."""
+    aliases = (argument.alias_info for argument in func._schema.arguments)
+    pairs = zip(aliases, args, strict=False)
+    return tree_leaves([x for alias, x in pairs if alias is not None and alias.is_write])
 
 
 def _head(name: str, args: tuple[Any, ...]) -> Head | None:

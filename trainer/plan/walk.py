@@ -85,6 +85,8 @@ class Walker:
             send_gradients(working, model)
         if config.algorithm.kl_coef > 0:
             reference = decoder("reference", asked.dtype).requires_grad_(False)
+        with meter.labelled("masters"):  # their low bits, beside a working copy
+            optimizer = Optimizer(model, config.optim, working, divided=asked.shards > 1)
         self.parameters = sum(p.numel() for p in model.parameters())
         working.model.recomputed = recomputed_layers(
             config.memory,
@@ -94,7 +96,6 @@ class Walker:
             parameters=self.parameters // asked.shards,
             free=int(asked.capacity - sum(divided(asked, meter.live).values())),
         )
-        optimizer = Optimizer(model, config.optim, working)
         engine = make_engine(asked, working)
         # No tokenizer, no prompts: nothing here reads text.
         return Trainer(config, model, working, reference, None, (), None, engine, optimizer)

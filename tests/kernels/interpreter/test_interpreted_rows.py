@@ -4,12 +4,16 @@ import pytest
 import torch
 from three_way import VOCABULARIES
 
-from kernels.triton_impl import logprob_rows, rms_norm
+import kernels
+from kernels.triton_impl import adamw_split, logprob_rows, rms_norm
 from tests.kernels.triton_rows import (
+    adamw_inputs,
+    check_adamw_split,
     check_logits,
     check_rms_norm,
     check_rope,
     check_swiglu,
+    check_unmoved,
     draw,
 )
 
@@ -173,3 +177,24 @@ def test_swiglu(rows, columns, dtype):
 def test_swiglu_of_extremes():
     gate = torch.tensor([[-200.0, -90.0, 0.0, 90.0, 200.0]])
     check_swiglu(gate, torch.full((1, 5), 3.0), draw(1, 5))
+
+
+# No entry, one, a tile of 1,024, one more, a handful of tiles; moments from either end of the lerp.
+@pytest.mark.parametrize("beta1", [0.9, 0.2])
+def test_adamw_split(beta1):
+    check_adamw_split([0, 1, 1023, 1024, 1025, 4099], beta1=beta1)
+
+
+def test_split_adamw_with_no_rate():
+    check_unmoved()
+
+
+def test_a_skipped_adamw_changes_nothing():
+    (weight,), (m,), (v,), _ = adamw_inputs([1025])
+    high, low = kernels.split_bits(weight)
+    bad = torch.full_like(weight, torch.nan)
+    tensors = (high, low, m, v)
+    before = [x.clone() for x in tensors]
+    factors = torch.tensor([1.0, torch.inf, 0.0])
+    adamw_split.adamw_split_(high, low, bad, m, v, factors, torch.tensor(True), 0.9, 0.999, 1e-8)
+    assert all(a.equal(b) for a, b in zip(tensors, before, strict=True))
