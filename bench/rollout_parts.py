@@ -192,15 +192,14 @@ def decode_step(subject: Subject) -> dict[str, float]:
     rows, steps = subject.sizes.prompts, max(subject.sizes.lengths) // 2
     requests = [Request(r.token_ids, r.seed, steps) for r in subject.requests(rows)]
     engine, config = subject.engine(), subject.model.config
-    short = [Request(r.token_ids, r.seed, 1) for r in requests]
-    seconds = interleaved(
-        {
-            "all": lambda: engine.generate(requests, WARM),
-            "first": lambda: engine.generate(short, WARM),
-        },
-        subject.sizes.rounds,
-    )
-    step = (seconds["all"] - seconds["first"]) / (steps - 1)
+
+    def seconds() -> float:
+        ends: list[float] = []  # of the first tokens, and of each step
+        engine.generate(requests, WARM, lambda *_: ends.append(time.perf_counter()))
+        return (ends[-1] - ends[-steps]) / (steps - 1)
+
+    seconds()  # warms up
+    step = statistics.median(seconds() for _ in range(subject.sizes.rounds))
     dtype = getattr(torch, subject.dtype)
     cached = sum(len(r.token_ids) + steps / 2 for r in requests)  # mean tokens, all rows
     kv_width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim

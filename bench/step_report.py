@@ -30,12 +30,9 @@ def write(out: Path, rows: list[Row]) -> None:
     file = out / "bench" / "step.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     shown = [{c: _text(row.get(c, "")) for c in COLUMNS} for row in rows]
-    tables: dict[tuple[str, str], list[Row]] = {}
-    for row in [*read(file), *shown]:
-        tables.setdefault((row["model"], row["part"]), []).append(row)
-    for key in dict.fromkeys((row["model"], row["part"]) for row in shown):
-        tables[key] = [row for row in shown if (row["model"], row["part"]) == key]
-    ordered = [row for key in sorted(tables, key=_place) for row in tables[key]]
+    measured = {(row["model"], row["part"]) for row in shown}
+    kept = [row for row in read(file) if (row["model"], row["part"]) not in measured]
+    ordered = sorted([*kept, *shown], key=lambda row: (row["model"], PARTS.index(row["part"])))
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -51,11 +48,6 @@ def read(file: Path) -> list[Row]:
         return []
     with file.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def _place(key: tuple[str, str]) -> tuple[str, int]:
-    model, part = key
-    return model, PARTS.index(part)
 
 
 def markdown(rows: list[Row]) -> str:

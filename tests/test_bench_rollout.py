@@ -24,5 +24,4 @@ def test_every_comparison_of_the_bench_is_there(tiny_base, tmp_path):
     gain = figures["tokens/s, times the best generate"]
     assert gain == pytest.approx(figures["tokens/s, ours"] / max(others), rel=1e-2)
     assert figures["small pool: requests that differ from a large pool's"] == 0
-    # The step is a difference of two times, which noise can turn round.
-    assert figures["decode step, floor ms"] > 0
+    assert figures["decode step, ms"] > figures["decode step, floor ms"] > 0
