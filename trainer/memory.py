@@ -22,9 +22,9 @@ def layer_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Of one token in one layer: what the backward passes of its ops read."""
     width = config.num_attention_heads * config.head_dim
     kv_width = config.num_key_value_heads * config.head_dim
-    # Two sums that norms read and two norms that projections read; q, k, v and the attention's
-    # output; gate, up and their product.
-    kept = 4 * config.hidden_size + 2 * width + 2 * kv_width + 3 * config.intermediate_size
+    # Two sums that norms read; q, k, v and the attention's output; gate and up. What the norms and
+    # gate and up give is made again (model/again.py).
+    kept = 2 * config.hidden_size + 2 * width + 2 * kv_width + 2 * config.intermediate_size
     if config.qk_norm:
         kept += width + kv_width
     statistics = 4 * (2 + config.num_attention_heads)  # of the norms, and log-sum-exps

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import kernels
 import trainer.embedded
+from trainer.allocator import keep_freed_memory
 from trainer.checkpoint import find_checkpoint
 from trainer.config import Config, ConfigError, DataSettings, GradingSettings
 from trainer.data.problems import load_problems
@@ -176,6 +177,8 @@ def build_trainer(config: Config, world: World = ALONE) -> tuple[Trainer, tuple[
     heldout_rows = dataclasses.replace(config.data, embedded_rows=config.evaluate.problems)
     heldout = load_data(heldout_rows, config.data.heldout, "heldout", config.seed)
     device = config.model.device
+    if device == "cpu":
+        keep_freed_memory()
     dtype = getattr(torch, config.model.dtype)
     model, working = load_policy(folder, config, world)
     reference = None

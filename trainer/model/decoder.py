@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels import linear, rms_norm, rope, swiglu
+from trainer.model.again import Again, kept, made_again
 from trainer.model.attention import Attend
 from trainer.model.config import ModelConfig, RopeConfig
 from trainer.model.embedding import Embedding
@@ -108,7 +109,8 @@ class Backbone(nn.Module):
         for index, layer in enumerate(self.layers):
             run = layer
             if index < self.recomputed and torch.is_grad_enabled():
-                run = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
+                settings = {"use_reentrant": False, "preserve_rng_state": False}
+                run = partial(checkpoint, layer, **settings, again=kept)
             update, residual = run(update, residual, cos, sin, attend)
         hidden, _ = self.norm(update, residual)
         return hidden  # [T, H]
@@ -132,13 +134,21 @@ class Layer(nn.Module):
         self.mlp = MLP(config, device, dtype)
 
     def forward(
-        self, update: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend
+        self,
+        update: Tensor,
+        residual: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        again: Again = made_again,
     ) -> tuple[Tensor, Tensor]:
         """(update, residual), both [T, H]; the true hidden state is their sum."""
         hidden, residual = self.input_layernorm(update, residual)
-        update = self.self_attn(hidden, cos, sin, attend)
+        with again(hidden, partial(self.input_layernorm.of_sum, residual.detach())):
+            update = self.self_attn(hidden, cos, sin, attend)
         hidden, residual = self.post_attention_layernorm(update, residual)
-        return self.mlp(hidden), residual
+        with again(hidden, partial(self.post_attention_layernorm.of_sum, residual.detach())):
+            return self.mlp(hidden, again), residual
 
 
 class Attention(nn.Module):
@@ -196,9 +206,12 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden, inner, **options)
         self.down_proj = Linear(inner, hidden, **options)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, again: Again) -> Tensor:
         """[T, H] to [T, H]."""
-        return self.down_proj(swiglu(self.gate_proj(hidden), self.up_proj(hidden)))  # [T, H]
+        gate, up = self.gate_proj(hidden), self.up_proj(hidden)  # [T, I]
+        inner = swiglu(gate, up)
+        with again(inner, partial(swiglu, gate.detach(), up.detach())):
+            return self.down_proj(inner)
 
 
 class RMSNorm(nn.Module):
@@ -220,6 +233,10 @@ class RMSNorm(nn.Module):
         if residual is None:
             return rms_norm(update, self.weight, self.eps), update
         return rms_norm(update, self.weight, self.eps, residual)
+
+    def of_sum(self, total: Tensor) -> Tensor:
+        """norm(total), total = update + residual: the bits of `forward`, without a gradient."""
+        return rms_norm(total, self.weight.detach(), self.eps)
 
 
 class Rotary:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import product
+from trainer.allocator import Gaps
 from trainer.model.decoder import Decoder
 from trainer.model.embedding import Embedding
 from trainer.model.linear import Linear
@@ -50,7 +51,8 @@ def empty_copy(master: Decoder, dtype: torch.dtype) -> Decoder:
 
 def send_gradients(copy: Decoder, master: Decoder) -> dict[str, Sum]:
     """Makes each gradient of `copy` move to the master's, as working_copy says; by name."""
-    sums = {name: Sum(parameter) for name, parameter in master.named_parameters()}
+    gaps = Gaps()
+    sums = {name: Sum(parameter, gaps) for name, parameter in master.named_parameters()}
     for name, working in copy.named_parameters():
         working.register_post_accumulate_grad_hook(sums[name].take)
     return sums
@@ -59,8 +61,8 @@ def send_gradients(copy: Decoder, master: Decoder) -> dict[str, Sum]:
 class Sum:
     """The gradient of a master parameter, added up over micro-batches."""
 
-    def __init__(self, parameter: Tensor) -> None:
-        self._parameter = parameter
+    def __init__(self, parameter: Tensor, gaps: Gaps) -> None:
+        self._parameter, self._gaps = parameter, gaps
 
     def take(self, working: Tensor) -> None:
         """Adds the gradient of `working`, which loses it, if it has one."""
@@ -88,6 +90,8 @@ class Sum:
         if self._parameter.grad is not None:
             return False
         self._parameter.grad = torch.empty_like(self._parameter)
+        if self._parameter.device.type == "cpu":
+            self._gaps.took(self._parameter.nbytes)
         return True
 
 
