@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ import torch
 class Process:
     """One side, that takes a step for each line it is sent and answers in lines of JSON.
 
-    `command` with the job behind it starts it; it says {"ready": 1} when it has loaded.
+    `command` with the job behind it starts it; it says {"ready": 1} when it has loaded. Its
+    environment is this one's and `settings`.
     """
 
-    def __init__(self, command: list[str], job: dict[str, Any]) -> None:
+    def __init__(
+        self, command: list[str], job: dict[str, Any], settings: Mapping[str, str] | None = None
+    ) -> None:
         self._process = subprocess.Popen(
             [*command, json.dumps(job)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=os.environ | dict(settings or {}),
         )
         self._answer()
 

@@ -6,7 +6,8 @@ in its own environment, `--trl FOLDER`, set up when it is not there; "--trl none
 - A whole GRPO step, sampling to optimizer, against TRL's GRPOTrainer: the same model, prompts,
   group and lengths. All completions equally long, and ragged ones. TRL's precision (float32,
   autocast, all in bfloat16) and micro-batch are tried first and its fastest is taken. Then steps
-  are interleaved, a process each; peak memory is all that a process took beyond its imports.
+  are interleaved, a process each; peak memory is all that a process took beyond its imports. In
+  these processes threads spin while they wait, OpenMP's default: on idle cores both are faster.
 - Forward and backward of packed ragged tokens against transformers on padded rows, and on equal
   lengths that need no padding; the share of the rate of a large product in the same dtype.
 - The cost of a sequence's length, and of more sequences, at equal total tokens.
@@ -41,6 +42,8 @@ from trainer.preflight import load_tokenizer
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "autocast", "bfloat16")  # of TRL
 TRL = ("trl>=1.16,<2", "datasets")
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # 3 ms, as without bench's OMP_WAIT_POLICY
+POLICY = {"omp_policy": "default"}
 
 Row = dict[str, Any]
 
@@ -96,14 +99,14 @@ def step_part(subject: Subject, trl: str | None, rounds: int) -> list[Row]:
         best = {key: fastest[key] for key in ("dtype", "micro_batch")}
     for lengths in ("equal", "ragged"):
         sides = {
-            f"ours, {dtype}": Process(command, subject.job(lengths, dtype=dtype, share=True)),
-            f"ours, {dtype}, a prompt a sample": Process(
-                command, subject.job(lengths, dtype=dtype, share=False)
-            ),
+            f"ours, {dtype}{case}": Process(
+                command, subject.job(lengths, dtype=dtype, share=share), SPINNING
+            )
+            for case, share in (("", True), (", a prompt a sample", False))
         }
         if theirs:
             name = f"TRL, {best['dtype']}, micro-batch {best['micro_batch']}"
-            sides[name] = Process(theirs, subject.job(lengths, **best))
+            sides[name] = Process(theirs, subject.job(lengths, **best), SPINNING)
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(rounds + 1):  # the first one warms up
             for name, process in sides.items():
@@ -113,6 +116,7 @@ def step_part(subject: Subject, trl: str | None, rounds: int) -> list[Row]:
         for name, process in sides.items():
             rows.append(
                 {"part": "step", "model": subject.name, "case": lengths, "contender": name}
+                | POLICY
                 | {"seconds": statistics.median(seconds[name]), "peak_mib": process.end()}
             )
     return rows
@@ -124,11 +128,12 @@ def tune(subject: Subject, theirs: list[str]) -> list[Row]:
     for dtype in PRECISIONS:
         for micro_batch in subject.micro_batches:
             setting = {"dtype": dtype, "micro_batch": micro_batch}
-            process = Process(theirs, subject.job("equal", **setting))
+            process = Process(theirs, subject.job("equal", **setting), SPINNING)
             process.step()
             seconds = process.step()
             rows.append(
                 {"part": "tuning TRL", "model": subject.name, "case": "equal", **setting}
+                | POLICY
                 | {"contender": f"TRL, {dtype}, micro-batch {micro_batch}"}
                 | {"seconds": seconds, "peak_mib": process.end()}
             )
@@ -184,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for row in rows:
                     print(row, flush=True)
                 about = machine.describe(torch.device("cpu")) | {"load": f"{busy:.1f}"}
-                step_report.write(out, [row | about for row in rows])
+                step_report.write(out, [about | row for row in rows])
 
 
 if __name__ == "__main__":

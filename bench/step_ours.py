@@ -69,7 +69,7 @@ def make_trainer(job: dict[str, Any]) -> Trainer:
             *(f"rollout.prompts={count}", f"rollout.samples={group}"),
             *(f"rollout.max_response_tokens={longest}", "budget.min=1", f"budget.max={longest}"),
             *("algorithm.updates=1", "algorithm.kl_coef=0", "optim.lr=1e-6"),
-            *("train.micro_batch_tokens=4096", "train.self_check_every=0", "train.debug=false"),
+            *("train.micro_batch_tokens=4608", "train.self_check_every=0", "train.debug=false"),
             "evaluate.problems=1",
         ]
     )

@@ -56,7 +56,8 @@ def markdown(rows: list[Row]) -> str:
     for part, model in dict.fromkeys((r["part"], r["model"]) for r in rows):
         mine = [r for r in rows if (r["part"], r["model"]) == (part, model)]
         first = mine[0]
-        about = f"{first['machine']}, {first['threads']} threads, torch {first['torch']}"
+        about = f"{first['machine']}, {first['threads']} threads, "
+        about += f"OpenMP {first['omp_policy']}, torch {first['torch']}"
         about += f", commit {first['commit']}, load {first['load']}"
         parts.append(f"**{part}, {model}** · {about}\n")
         parts.append(_table(part, mine))
