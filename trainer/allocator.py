@@ -8,6 +8,7 @@ nothing fits into.
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 MIB = 2**20
@@ -15,12 +16,16 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of mallopt's parameters, in mal
 # Where glibc's own adjustment of both ends after blocks of 32 MiB. Small models never free any, and
 # gave back and fetched some 30 MiB in each step.
 KEPT_AT_THE_END, LARGEST_IN_THE_HEAP = 64 * MIB, 32 * MIB
+_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
 
 
 def keep_freed_memory() -> bool:
-    """The heap keeps what is freed at its end for the process's next blocks; whether it can."""
+    """The heap keeps what is freed at its end for the process's next blocks; whether it does.
+
+    Where the environment sets either limit, that stands.
+    """
     c = _glibc()
-    if c is None:
+    if c is None or not _ENVIRONMENT.isdisjoint(os.environ):
         return False
     limits = ((MMAP_THRESHOLD, LARGEST_IN_THE_HEAP), (TRIM_THRESHOLD, KEPT_AT_THE_END))
     return all(c.mallopt(name, size) for name, size in limits)

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from trainer.allocator import keep_freed_memory
+
 SCRIPT = """
 import ctypes
 from pathlib import Path
@@ -37,6 +39,11 @@ for block in blocks[-39::2]:  # 20 MiB at the end: kept for the next block
     c.free(block)
 assert resident() > full - 5 * MIB
 """
+
+
+def test_what_the_environment_sets_stands(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    assert not keep_freed_memory()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
