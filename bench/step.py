@@ -43,7 +43,6 @@ HERE = Path(__file__).parent
 PRECISIONS = ("float32", "autocast", "bfloat16")  # of TRL
 TRL = ("trl>=1.16,<2", "datasets")
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # 3 ms, as without bench's OMP_WAIT_POLICY
-POLICY = {"omp_policy": "default"}
 
 Row = dict[str, Any]
 
@@ -116,10 +115,9 @@ def step_part(subject: Subject, trl: str | None, rounds: int) -> list[Row]:
         for name, process in sides.items():
             rows.append(
                 {"part": "step", "model": subject.name, "case": lengths, "contender": name}
-                | POLICY
                 | {"seconds": statistics.median(seconds[name]), "peak_mib": process.end()}
             )
-    return rows
+    return [row | {"omp_policy": "default"} for row in rows]
 
 
 def tune(subject: Subject, theirs: list[str]) -> list[Row]:
@@ -133,7 +131,6 @@ def tune(subject: Subject, theirs: list[str]) -> list[Row]:
             seconds = process.step()
             rows.append(
                 {"part": "tuning TRL", "model": subject.name, "case": "equal", **setting}
-                | POLICY
                 | {"contender": f"TRL, {dtype}, micro-batch {micro_batch}"}
                 | {"seconds": seconds, "peak_mib": process.end()}
             )

@@ -61,6 +61,7 @@ def make_trainer(job: dict[str, Any]) -> Trainer:
     """A trainer for the job: GRPO without a reference, one optimizer step a rollout."""
     lengths, group = job["lengths"], job["group"]
     count, longest = len(lengths) // group, max(lengths)
+    micro_batch = 4608  # two of them for the 1.3 M model; one for SmolLM2
     config = compose_config(
         [
             *("+experiment=l1_exact", "scale=embedded", f"model.path={job['folder']}"),
@@ -69,8 +70,8 @@ def make_trainer(job: dict[str, Any]) -> Trainer:
             *(f"rollout.prompts={count}", f"rollout.samples={group}"),
             *(f"rollout.max_response_tokens={longest}", "budget.min=1", f"budget.max={longest}"),
             *("algorithm.updates=1", "algorithm.kl_coef=0", "optim.lr=1e-6"),
-            *("train.micro_batch_tokens=4608", "train.self_check_every=0", "train.debug=false"),
-            "evaluate.problems=1",
+            *(f"train.micro_batch_tokens={micro_batch}", "train.self_check_every=0"),
+            *("train.debug=false", "evaluate.problems=1"),
         ]
     )
     trainer, _ = build_trainer(config)

@@ -36,12 +36,14 @@ def activation_bytes(
 ) -> int:
     """Of a forward pass over `tokens` with `recomputed` layers that keep their input only.
 
-    While such a layer's backward pass runs, one layer's activations are there again.
+    While such a layer's backward pass runs, one layer's activations are there again, all of them:
+    nothing is made again twice.
     """
     layer = layer_bytes(config, dtype)
+    whole = layer + (2 * config.hidden_size + config.intermediate_size) * dtype.itemsize
     boundary = 2 * config.hidden_size * dtype.itemsize
     kept = (config.num_hidden_layers - recomputed) * layer + recomputed * boundary
-    return tokens * (kept + (layer if recomputed else 0) + boundary)
+    return tokens * (kept + (whole if recomputed else 0) + boundary)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -109,8 +109,9 @@ class Backbone(nn.Module):
         for index, layer in enumerate(self.layers):
             run = layer
             if index < self.recomputed and torch.is_grad_enabled():
-                settings = {"use_reentrant": False, "preserve_rng_state": False}
-                run = partial(checkpoint, layer, **settings, again=kept)
+                run = partial(
+                    checkpoint, layer, again=kept, use_reentrant=False, preserve_rng_state=False
+                )
             update, residual = run(update, residual, cos, sin, attend)
         hidden, _ = self.norm(update, residual)
         return hidden  # [T, H]
