@@ -7,6 +7,16 @@ at the call. Each op's contract is the docstring of its function in `kernels.ops
 from kernels.dispatch import active_backends, override
 from kernels.ops.adamw_split import adamw_split_
 from kernels.ops.count_lengths import Lengths, count_lengths
+from kernels.ops.half_layers import (
+    AfterAttention,
+    BeforeAttention,
+    WeightSum,
+    after_attention,
+    after_attention_backward,
+    before_attention,
+    before_attention_backward,
+    can_halve,
+)
 from kernels.ops.lcpo_advantage import RewardSpec, RewardTerms, lcpo_advantage
 from kernels.ops.linear import linear
 from kernels.ops.linear_logprob import linear_logprob
@@ -30,6 +40,8 @@ from kernels.ops.swiglu import swiglu
 from kernels.ops.varlen_attention import varlen_attention
 
 __all__ = [
+    "AfterAttention",
+    "BeforeAttention",
     "DecoderWeights",
     "LayerWeights",
     "Lengths",
@@ -39,8 +51,14 @@ __all__ = [
     "RewardSpec",
     "RewardTerms",
     "Sampled",
+    "WeightSum",
     "active_backends",
     "adamw_split_",
+    "after_attention",
+    "after_attention_backward",
+    "before_attention",
+    "before_attention_backward",
+    "can_halve",
     "can_pack",
     "count_lengths",
     "join_bits",

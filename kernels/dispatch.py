@@ -20,9 +20,10 @@ from functools import partial
 import torch
 
 from kernels import cpp_impl, cuda_impl
+from kernels.cpp_impl import half_layers as cpp_half_layers
 from kernels.cpp_impl import packed_decoder as cpp_packed_decoder
 from kernels.cpp_impl import product as cpp_product
-from kernels.implementations import IMPLEMENTATIONS
+from kernels.implementations import HALF_LAYERS, IMPLEMENTATIONS
 from kernels.torch_ref import linear_logprob
 
 _log = logging.getLogger("kernels")
@@ -31,6 +32,7 @@ BACKENDS = ("cuda", "triton", "cpp", "torch")  # in order of preference
 # What the C++ kernels of float ops take; ops on integers have one dtype each.
 CPP_FLOATS = (torch.float32, torch.bfloat16)
 CPP_FLOATS_OF = {"linear": (torch.float32,)}  # where they are fewer
+CPP_FLOATS_OF |= dict.fromkeys(HALF_LAYERS, (torch.bfloat16,))
 
 # A list and not a ContextVar: autograd's device threads, where backward passes run, would not
 # inherit a context.
@@ -121,7 +123,9 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
     fits = dtype in CPP_FLOATS_OF.get(op, CPP_FLOATS) or not dtype.is_floating_point
-    if "cpp" in able and not (device_type == "cpu" and fits and cpp_impl.library()):
+    if ("cpp" in able and not (device_type == "cpu" and fits and cpp_impl.library())) or (
+        op in HALF_LAYERS and "cpp" in able and not cpp_half_layers.supported()
+    ):
         able.remove("cpp")
     return able
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.cpp_impl import adamw_split as cpp_adamw_split
 from kernels.cpp_impl import count_lengths as cpp_count_lengths
+from kernels.cpp_impl import half_layers as cpp_half_layers
 from kernels.cpp_impl import lcpo_advantage as cpp_lcpo_advantage
 from kernels.cpp_impl import linear as cpp_linear
 from kernels.cpp_impl import logprob_from_logits as cpp_logprob_from_logits
@@ -29,6 +30,7 @@ from kernels.cuda_impl import varlen_attention as cuda_varlen_attention
 from kernels.torch_ref import (
     adamw_split,
     count_lengths,
+    half_layers,
     lcpo_advantage,
     linear_logprob,
     linear_policy_loss,
@@ -43,7 +45,15 @@ from kernels.torch_ref import (
 )
 from kernels.torch_ref.split_bits import join_bits, split_bits
 
-__all__ = ["IMPLEMENTATIONS", "join_bits", "logits_product", "product", "split_bits"]
+__all__ = ["HALF_LAYERS", "IMPLEMENTATIONS", "join_bits", "logits_product", "product", "split_bits"]
+
+
+HALF_LAYERS = (
+    "before_attention",
+    "before_attention_backward",
+    "after_attention",
+    "after_attention_backward",
+)
 
 
 def _triton(path: str) -> Callable:
@@ -74,8 +84,13 @@ def logits_product(hidden: Tensor, head: Tensor, out: Tensor) -> Tensor:
 
 
 IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
-    # float32 only in C++: in bfloat16 training has the vendor's product.
+    # float32 only in C++: bfloat16 has the vendor's product.
     "linear": {"torch": F.linear, "cpp": cpp_linear.linear},
+    # bfloat16 only in C++.
+    **{
+        op: {"torch": getattr(half_layers, op), "cpp": getattr(cpp_half_layers, op)}
+        for op in HALF_LAYERS
+    },
     # Products are torch's, but for what it lacks (product, logits_product); C++ and Triton pass
     # over the rows.
     "linear_logprob": {

@@ -12,7 +12,9 @@ from torch import Tensor
 from kernels.cpp_impl.loading import BOOL, F32, F64, I32, I64, PTR, bind
 
 
-class _Linear(ctypes.Structure):
+class LinearRecord(ctypes.Structure):
+    """LcpoLinear."""
+
     _fields_ = (("weight", PTR), ("bias", PTR), ("outputs", I64), ("inputs", I64))
 
 
@@ -21,7 +23,7 @@ _NORMS = ("input_norm", "post_norm", "q_norm", "k_norm")
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = (*((name, PTR) for name in _NORMS), *((name, _Linear) for name in _LINEAR))
+    _fields_ = (*((name, PTR) for name in _NORMS), *((name, LinearRecord) for name in _LINEAR))
 
 
 class _Model(ctypes.Structure):
@@ -33,7 +35,7 @@ class _Model(ctypes.Structure):
         ),
         ("embedding", PTR),
         ("norm", PTR),
-        ("head", _Linear),
+        ("head", LinearRecord),
         ("eps", F64),
         ("scale", F32),
         ("is_bf16", BOOL),
@@ -209,15 +211,15 @@ class PackedDecoder:
         norms = (self._keep(getattr(layer, name)) for name in _NORMS)
         return _Layer(*norms, *(self._linear(getattr(layer, name)) for name in _LINEAR))
 
-    def _linear(self, layer: Sequence[Tensor | None]) -> _Linear:
+    def _linear(self, layer: Sequence[Tensor | None]) -> LinearRecord:
         weight, bias = layer
         weight = weight.contiguous()
         outputs, inputs = weight.shape
         if weight.dtype == torch.bfloat16:  # read as it lies
-            return _Linear(self._keep(weight), self._keep(bias), outputs, inputs)
+            return LinearRecord(self._keep(weight), self._keep(bias), outputs, inputs)
         packed = torch.empty(_packed_bytes(outputs, inputs), dtype=torch.uint8)
         _pack(weight.data_ptr(), outputs, inputs, packed.data_ptr(), torch.get_num_threads())
-        return _Linear(self._keep(packed), self._keep(bias), outputs, inputs)
+        return LinearRecord(self._keep(packed), self._keep(bias), outputs, inputs)
 
     def _keep(self, x: Tensor | None) -> int | None:
         if x is None:

@@ -144,6 +144,49 @@ LCPO_API void lcpo_pack(const float* weight, int64_t outputs, int64_t inputs, fl
 LCPO_API void lcpo_linear(const float* x, int64_t rows, const float* weight, const float* bias,
                           int64_t outputs, int64_t inputs, float* out, int32_t threads);
 
+// before_attention, after_attention: a decoder layer but for its attention, token by token. All bf16
+// but gradients of weights, sizes even. Contract: kernels/ops/half_layers.py.
+LCPO_API bool lcpo_has_half_layers();
+struct LcpoHalfLayer {
+  int64_t tokens, hidden;
+  const void* norm;  // [hidden]
+  double eps;
+};
+struct LcpoGradient {
+  float* weight;  // [outputs, inputs], is written or added to
+  void* bias;     // [outputs], or null
+  bool add;
+};
+struct LcpoBefore {
+  LcpoHalfLayer half;
+  LcpoLinear q, k, v;
+  const float *cos, *sin;  // [tokens, size / 2]; the gradients take those of the opposite angles
+  int64_t size;            // of a head
+  LcpoGradient d_q, d_k, d_v;  // of the backward pass
+};
+// residual may be null: then total is update, and not written.
+LCPO_API void lcpo_before_attention(const LcpoBefore* layer, const void* update,
+                                    const void* residual, void* total, void* q, void* k, void* v,
+                                    int32_t threads);
+// d_total may be null, here and below.
+LCPO_API void lcpo_before_attention_backward(const LcpoBefore* layer, const void* total,
+                                             const void* d_q, const void* d_k, const void* d_v,
+                                             const void* d_total, void* d_x, void* d_norm,
+                                             int32_t threads);
+struct LcpoAfter {
+  LcpoHalfLayer half;
+  LcpoLinear o, gate, up, down;
+  LcpoGradient d_o, d_gate, d_up, d_down;
+};
+// gate and up may both be null: then they are not kept.
+LCPO_API void lcpo_after_attention(const LcpoAfter* layer, const void* attended,
+                                   const void* residual, void* total, void* gate, void* up,
+                                   void* update, int32_t threads);
+LCPO_API void lcpo_after_attention_backward(const LcpoAfter* layer, const void* attended,
+                                            const void* total, const void* gate, const void* up,
+                                            const void* d_update, const void* d_total, void* d_x,
+                                            void* d_attended, void* d_norm, int32_t threads);
+
 // decode_step: one token more for each row. All weights, caches [layers, pages, page_size, kv_heads,
 // size] and biases are float32, or all bf16. Contract: kernels/ops/packed_decoder.py.
 struct LcpoDecodeLayer {

@@ -1,10 +1,9 @@
-// The product of pairs by AVX-512's vdpbf16ps, which adds the products of two pairs of bf16 to a lane
-// of float32.
+// The product of pairs by AVX-512's vdpbf16ps.
 
 #include <algorithm>
 
 #include "gemm.h"
-#include "intrinsics.h"
+#include "tile_dot.h"
 
 #ifdef LCPO_BF16_DOT
 
@@ -15,28 +14,11 @@ namespace {
 constexpr int height_of(int vectors) { return vectors == 4 ? 6 : 8; }
 
 template <int ROWS, int VECTORS>
-__attribute__((target("avx512f,avx512bf16"))) void tile(const GemmPairs& g, int64_t i0,
-                                                        int64_t j0) {
-  const uint32_t* a = g.transposed ? g.a + i0 : g.a + i0 * g.lda;
+LCPO_DOT void tile(const GemmPairs& g, int64_t i0, int64_t j0) {
   const int64_t by_row = g.transposed ? 1 : g.lda, by_step = g.transposed ? g.lda : 1;
-  const uint32_t* b = g.b + j0;
   __m512 sum[ROWS][VECTORS];
-#pragma GCC unroll 8
-  for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
-  }
-  for (int64_t p = 0; p < g.k; ++p, a += by_step, b += g.ldb) {
-    __m512bh right[VECTORS];
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; ++i) {
-      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i * by_row]));
-#pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
-    }
-  }
+  clear(sum);
+  add_pairs(sum, g.a + i0 * by_row, by_row, by_step, g.b + j0, g.ldb, g.k);
 #pragma GCC unroll 8
   for (int v = 0; v < VECTORS; ++v) {
     const __mmask16 there = first_lanes(g.n - j0 - v * LANES);

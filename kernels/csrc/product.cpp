@@ -16,15 +16,25 @@
 namespace lcpo {
 namespace {
 
-// Of panels of pairs along k: a [pairs, HEIGHT], b [pairs, WIDTH]. One block of gemm_dot.
-constexpr int64_t HEIGHT = 8, WIDTH = 3 * LANES;
+constexpr int64_t HEIGHT = LEFT_COLUMNS, WIDTH = RIGHT_COLUMNS;  // one block of gemm_dot
 
 LCPO_INLINE uint32_t pair(bf16 low, bf16 high) {
   return static_cast<uint32_t>(high) << 16 | low;
 }
 
-// Rows [0, rows) of a column panel: out[p][i] = (x[2p][i], x[2p + 1][i]), zero outside.
-// x is [rows, columns], of which `size` <= PANEL columns are taken.
+// The same from rows: out[p][i] = (x[i][2p], x[i][2p + 1]); x is [size, columns].
+void pack_rows(const bf16* x, int64_t columns, int64_t stride, int64_t size, uint32_t* out) {
+  for (int64_t i = 0; i < HEIGHT; ++i) {
+    const bf16* row = x + i * stride;
+    for (int64_t p = 0; p < (columns + 1) / 2; ++p) {
+      const bool both = 2 * p + 1 < columns;
+      out[p * HEIGHT + i] = i < size ? pair(row[2 * p], both ? row[2 * p + 1] : bf16{0}) : 0;
+    }
+  }
+}
+
+}  // namespace
+
 template <int64_t PANEL>
 LCPO_CLONES void pack_columns(const bf16* x, int64_t rows, int64_t stride, int64_t size,
                               uint32_t* out) {
@@ -43,19 +53,8 @@ LCPO_CLONES void pack_columns(const bf16* x, int64_t rows, int64_t stride, int64
     }
   }
 }
-
-// The same from rows: out[p][i] = (x[i][2p], x[i][2p + 1]); x is [size, columns].
-void pack_rows(const bf16* x, int64_t columns, int64_t stride, int64_t size, uint32_t* out) {
-  for (int64_t i = 0; i < HEIGHT; ++i) {
-    const bf16* row = x + i * stride;
-    for (int64_t p = 0; p < (columns + 1) / 2; ++p) {
-      const bool both = 2 * p + 1 < columns;
-      out[p * HEIGHT + i] = i < size ? pair(row[2 * p], both ? row[2 * p + 1] : bf16{0}) : 0;
-    }
-  }
-}
-
-}  // namespace
+template void pack_columns<LEFT_COLUMNS>(const bf16*, int64_t, int64_t, int64_t, uint32_t*);
+template void pack_columns<RIGHT_COLUMNS>(const bf16*, int64_t, int64_t, int64_t, uint32_t*);
 
 void product_dot(const Product& p, int32_t threads) {
   const int64_t pairs = (p.k + 1) / 2;

@@ -20,6 +20,14 @@ struct Product {
   bool add;
 };
 
+// Panels of pairs along k, of columns of a and of b: what a block of gemm_dot multiplies.
+constexpr int64_t LEFT_COLUMNS = 8, RIGHT_COLUMNS = 48;
+
+// Rows [0, rows) of such a panel: out[p][i] = (x[2p][i], x[2p + 1][i]), zero outside. x is [rows,
+// columns], of which `size` <= PANEL are taken.
+template <int64_t PANEL>
+void pack_columns(const bf16* x, int64_t rows, int64_t stride, int64_t size, uint32_t* out);
+
 // Only where lcpo_has_product().
 void product_dot(const Product& product, int32_t threads);
 

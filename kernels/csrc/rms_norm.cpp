@@ -10,13 +10,14 @@
 
 #include "api.h"
 #include "bf16.h"
+#include "rms_norm.h"
+#include "shares.h"
 #include "simd.h"
 
 namespace lcpo {
 namespace {
 
 constexpr int WIDE = 2 * LANES;
-constexpr int64_t ROWS = 32;  // of a block, whose share of d_weight is summed by itself
 constexpr int64_t SMALL = 1 << 14;  // entries for which waking threads does not pay
 
 template <class A, class B>
@@ -143,35 +144,38 @@ LCPO_CLONES void gradient_row(const Y* grad, const S* grad_total, const S* total
   }
 }
 
+// Of a block; its share of d_weight is added to what is there.
+template <class S, class Y>
+void gradient_rows(const Y* grad, const S* grad_total, const S* total, const float* weight,
+                   const float* rstd, int64_t rows, int64_t width, S* d_x, float* d_weight) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = r * width;
+    const float mean = project_row(grad + at, total + at, weight, rstd[r], width, d_weight);
+    gradient_row(grad + at, grad_total ? grad_total + at : nullptr, total + at, weight, rstd[r],
+                 mean, width, d_x + at);
+  }
+}
+
 template <class S, class W>
 void backward(const void* grad_data, const S* grad_total, const S* total, const W* weight,
               const float* rstd, int64_t rows, int64_t width, S* d_x, W* d_weight,
               int32_t threads) {
   using Y = Promoted<S, W>;
   const Y* grad = static_cast<const Y*>(grad_data);
-  const int64_t blocks = (rows + ROWS - 1) / ROWS;
-  std::vector<float> partial(blocks * width, 0.0f);
+  Shares shares(rows, width);
 #pragma omp parallel num_threads(threads) if (rows * width > SMALL)
   {
     std::vector<float> w(width);
     widen(weight, width, w.data());
 #pragma omp for schedule(static)
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t stop = std::min(rows, (block + 1) * ROWS);
-      for (int64_t r = block * ROWS; r < stop; ++r) {
-        const int64_t at = r * width;
-        const float mean = project_row(grad + at, total + at, w.data(), rstd[r], width,
-                                       partial.data() + block * width);
-        gradient_row(grad + at, grad_total ? grad_total + at : nullptr, total + at, w.data(),
-                     rstd[r], mean, width, d_x + at);
-      }
+    for (int64_t first = 0; first < rows; first += BLOCK) {
+      const int64_t at = first * width;
+      gradient_rows(grad + at, grad_total ? grad_total + at : nullptr, total + at, w.data(),
+                    rstd + first, std::min(BLOCK, rows - first), width, d_x + at,
+                    shares.of(first));
     }
   }
-  std::vector<double> sum(width, 0.0);
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t j = 0; j < width; ++j) sum[j] += partial[block * width + j];
-  }
-  for (int64_t j = 0; j < width; ++j) store(d_weight + j, static_cast<float>(sum[j]));
+  shares.sum(d_weight);
 }
 
 // Calls f with a null pointer of the stored type.
@@ -184,6 +188,13 @@ template <class P>
 using Stored = std::remove_pointer_t<P>;
 
 }  // namespace
+
+void rms_norm_gradient(const bf16* grad, const bf16* grad_total, const bf16* total,
+                       const float* weight, const float* rstd, int64_t rows, int64_t width,
+                       bf16* d_x, float* d_weight) {
+  gradient_rows(grad, grad_total, total, weight, rstd, rows, width, d_x, d_weight);
+}
+
 }  // namespace lcpo
 
 LCPO_API void lcpo_rms_norm_forward(const void* x, bool x_bf16, const void* residual,

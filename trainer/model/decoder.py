@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels import linear, rms_norm, rope, swiglu
+from trainer.model import halves
 from trainer.model.again import Again, kept, made_again
 from trainer.model.attention import Attend
 from trainer.model.config import ModelConfig, RopeConfig
@@ -144,6 +145,10 @@ class Layer(nn.Module):
         again: Again = made_again,
     ) -> tuple[Tensor, Tensor]:
         """(update, residual), both [T, H]; the true hidden state is their sum."""
+        if halves.fit(self, update):
+            residual, q, k, v = halves.before_attention(self, update, residual, cos, sin)
+            attended = attend(self.self_attn.index, q, k, v)
+            return halves.after_attention(self, attended.flatten(-2), residual)
         hidden, residual = self.input_layernorm(update, residual)
         with again(hidden, partial(self.input_layernorm.of_sum, residual.detach())):
             update = self.self_attn(hidden, cos, sin, attend)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import product
+from kernels import WeightSum, product
 from trainer.allocator import Gaps
 from trainer.model.decoder import Decoder
 from trainer.model.embedding import Embedding
@@ -74,10 +74,15 @@ class Sum:
         else:
             self._parameter.grad.add_(gradient)
 
+    def place(self) -> WeightSum:
+        """Where something is added that is no tensor yet."""
+        begins = self._begins()
+        return WeightSum(self._parameter.grad, not begins)
+
     def add_product(self, a: Tensor, b: Tensor) -> None:
         """Adds a · b."""
-        begins = self._begins()
-        product(a, b, self._parameter.grad, add=not begins)
+        out, add = self.place()
+        product(a, b, out, add=add)
 
     def add_rows(self, ids: Tensor, rows: Tensor) -> None:
         """Adds rows [T, H] to those of ids int64 [T]."""

@@ -1,0 +1,44 @@
+// The inner loop of products by AVX-512's vdpbf16ps, which adds the products of two pairs of bf16 to a
+// lane of float32.
+#pragma once
+
+#include <cstdint>
+
+#include "intrinsics.h"
+
+#ifdef LCPO_BF16_DOT
+
+#define LCPO_DOT __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+#define LCPO_DOT_INLINE LCPO_DOT __attribute__((always_inline)) inline
+
+namespace lcpo {
+
+// sum[i][v] += a · b over k pairs: pair p of row i is a[i * by_row + p * by_step], those of the columns
+// b[p * ldb + v * LANES] and on.
+template <int ROWS, int VECTORS>
+LCPO_DOT_INLINE void add_pairs(__m512 (&sum)[ROWS][VECTORS], const uint32_t* a, int64_t by_row,
+                               int64_t by_step, const uint32_t* b, int64_t ldb, int64_t k) {
+  for (int64_t p = 0; p < k; ++p, a += by_step, b += ldb) {
+    __m512bh right[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {
+      const __m512bh left = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(a[i * by_row]));
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
+    }
+  }
+}
+
+template <int ROWS, int VECTORS>
+LCPO_DOT_INLINE void clear(__m512 (&sum)[ROWS][VECTORS]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
+  }
+}
+
+}  // namespace lcpo
+#endif
