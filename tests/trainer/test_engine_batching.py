@@ -61,7 +61,7 @@ def test_looking_at_tokens_every_few_steps_changes_nothing(monkeypatch):
             patch.setattr(
                 engine,
                 "_steps_ahead",
-                lambda running, page_size, device, steps=steps: min(
+                lambda running, page_size, wanted, steps=steps: min(
                     1 + next(steps) % 4, min(s.limit - len(s.tokens) for s in running)
                 ),
             )

@@ -204,7 +204,7 @@ class Walker:
             prefill = self.unit()
             decode, meter.pairs = {}, 0
             for rows in sorted({1, scheduler.batch_size}):
-                runner.decode(rows)
+                runner.decode(rows, 1)
                 decode[rows] = self.unit()
         return prefill, tokens, decode
 

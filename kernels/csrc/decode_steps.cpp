@@ -1,5 +1,5 @@
-// A decode step of a whole model in one call: what would otherwise be hundreds of ops, each with a
-// dispatch, and for small models most of the time.
+// Decode steps of a whole model in one call: what would otherwise be hundreds of ops a step, each with
+// a dispatch, and for small models most of the time.
 
 #include <algorithm>
 #include <vector>
@@ -15,11 +15,16 @@ struct DecodeBuffers {
   Buffers<T> layers;
   T* logits;           // [rows, vocabulary]
   float* cut_logprob;  // [rows]
-  int32_t* seen;       // [rows], tokens in the cache, the new one included
+  // Of the step at hand, as in LcpoTokens and LcpoDraw.
+  float *cos, *sin;             // [rows, size / 2]
+  int64_t *tokens, *positions;  // [rows]
+  int32_t* seen;                // [rows], tokens in the cache, the new one included
 
   DecodeBuffers(const LcpoDecodeModel& m, int64_t rows, Arena& arena) : layers(m, rows, arena) {
     logits = arena.take<T>(rows * m.head.outputs);
     cut_logprob = arena.take<float>(rows);
+    for (float** x : {&cos, &sin}) *x = arena.take<float>(rows * (m.size / 2));
+    for (int64_t** x : {&tokens, &positions}) *x = arena.take<int64_t>(rows);
     seen = arena.take<int32_t>(rows);
   }
 };
@@ -69,14 +74,35 @@ struct Drawing {
 };
 
 template <class T>
-struct Step {
-  Layers<T> layers;
+struct Steps {
+  Layers<T> layers;  // their tokens are those in the buffers
   const DecodeBuffers<T>& b;
   const LcpoDecodeRows& in;
   const LcpoDraw& draw;
 
-  // Takes `rows` through the model, with the other members of the team if there are any.
+  // Takes `rows` through all steps, with the other members of the team if there are any. Between
+  // two steps nobody waits: of the one before, a thread needs what it has drawn itself.
   void run(const Team& team, Span rows) const {
+    for (int64_t step = 0; step < in.steps; ++step) {
+      begin(team.share(rows), step);
+      take(team, rows, step);
+    }
+  }
+
+  void begin(Span mine, int64_t step) const {
+    const int64_t half = layers.m.size / 2;
+    const int64_t* last = step ? draw.tokens + (step - 1) * in.tokens.count : in.tokens.tokens;
+    for (int64_t r = mine.at; r < mine.at + mine.count; ++r) {
+      const int64_t place = in.lengths[r] + step;
+      b.tokens[r] = std::max<int64_t>(last[r], 0);  // -1 where logits were NaN
+      b.positions[r] = draw.positions[r] + step;
+      b.seen[r] = static_cast<int32_t>(place + 1);
+      std::copy_n(in.tokens.cos + place * half, half, b.cos + r * half);
+      std::copy_n(in.tokens.sin + place * half, half, b.sin + r * half);
+    }
+  }
+
+  void take(const Team& team, Span rows, int64_t step) const {
     const LcpoDecodeModel& m = layers.m;
     const Span mine = team.share(rows);
     for (int64_t i = 0; i < m.count; ++i) {
@@ -85,16 +111,19 @@ struct Step {
       layers.after_attention(team, rows, i);
     }
     layers.norm(mine, m.norm, true);
-    Drawing<T>{layers, b, draw}.run(team, rows, layers.b.normed);
+    LcpoDraw now = draw;
+    now.positions = b.positions;
+    now.tokens += step * in.tokens.count;
+    now.logprob += step * in.tokens.count;
+    Drawing<T>{layers, b, now}.run(team, rows, layers.b.normed);
   }
 
   void attend(Span some, int64_t index) const {
     const LcpoDecodeModel& m = layers.m;
     for (int64_t r = some.at; r < some.at + some.count; ++r) {
-      const int64_t place = in.lengths[r], page = place / in.page_size;
+      const int64_t place = b.seen[r] - 1, page = place / in.page_size;
       const int64_t slot = in.block_table[r * in.pages_per_row + page] * in.page_size;
       layers.keep(r, index, slot + place % in.page_size);
-      b.seen[r] = static_cast<int32_t>(place + 1);
     }
     const int64_t at = some.at * m.heads * m.size;
     const int64_t cache_at = index * in.tokens.slots * m.kv_heads * m.size;
@@ -112,9 +141,13 @@ void run(const LcpoDecodeModel& model, const LcpoDecodeRows& in, const LcpoDraw&
          int32_t threads) {
   Arena arena(in.tokens.workspace);
   const DecodeBuffers<T> buffers(model, in.tokens.count, arena);
-  const Step<T> step{{model, in.tokens, buffers.layers}, buffers, in, draw};
+  LcpoTokens now = in.tokens;
+  now.tokens = buffers.tokens;
+  now.cos = buffers.cos;
+  now.sin = buffers.sin;
+  const Steps<T> steps{{model, now, buffers.layers}, buffers, in, draw};
   in_teams(model, in.tokens.count, threads,
-           [&](const Team& team, Span rows) { step.run(team, rows); });
+           [&](const Team& team, Span rows) { steps.run(team, rows); });
 }
 
 template <class T>
@@ -131,11 +164,12 @@ void run(const LcpoDecodeModel& model, const T* hidden, int64_t rows, void* work
 
 // The first row whose token, length or pages are out of range, or -1.
 int64_t first_bad_row(const LcpoDecodeModel& model, const LcpoDecodeRows& in) {
-  const int64_t room = in.pages_per_row * in.page_size, pages = in.tokens.slots / in.page_size;
+  const int64_t room = std::min(in.pages_per_row * in.page_size, in.angles) - in.steps;
+  const int64_t pages = in.tokens.slots / in.page_size;
   for (int64_t r = 0; r < in.tokens.count; ++r) {
     const int32_t* table = in.block_table + r * in.pages_per_row;
     const bool known = in.tokens.tokens[r] >= 0 && in.tokens.tokens[r] < model.vocabulary;
-    const bool fits = in.lengths[r] >= 0 && in.lengths[r] < room;
+    const bool fits = in.lengths[r] >= 0 && in.lengths[r] <= room;
     const auto there = [&](int32_t page) { return page >= 0 && page < pages; };
     if (!known || !fits || !std::all_of(table, table + in.pages_per_row, there)) return r;
   }
@@ -155,8 +189,10 @@ LCPO_API int64_t lcpo_decode_workspace(const LcpoDecodeModel* model, int64_t row
   return arena.used();
 }
 
-LCPO_API int64_t lcpo_decode_step(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
-                                  const LcpoDraw* draw, int32_t threads) {
+LCPO_API bool lcpo_is_cached(const LcpoDecodeModel* model) { return lcpo::cached(*model); }
+
+LCPO_API int64_t lcpo_decode_steps(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
+                                   const LcpoDraw* draw, int32_t threads) {
   const int64_t bad = lcpo::first_bad_row(*model, *rows);
   if (bad >= 0) return bad;
   model->is_bf16 ? lcpo::run<lcpo::bf16>(*model, *rows, *draw, threads)
