@@ -59,12 +59,49 @@ def test_step_writes_its_place_only(cpp):
     assert changed.nonzero().tolist() == [[0, 0, 0], [0, 2, 1], [0, 5, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_of_a_call_are_those_of_a_call_each(cpp, dtype):
+    """Bits of tokens, log-probs and caches; row 0 is NaN from its first step on, but no input."""
+    model = weights(dtype)
+    if not kernels.can_pack(model):
+        pytest.skip("this processor has no AVX-512 BF16")
+    model.embedding[7] = torch.nan
+    angle = torch.arange(8)[:, None] * torch.tensor([1.0, 0.1])
+    given = arguments() | {"cos": angle.cos(), "sin": angle.sin(), "tokens": torch.arange(7, 10)}
+    given |= {"block_table": torch.tensor([[0, 2, 4, 6], [1, 3, 5, 7], [8, 9, 10, 11]]).int()}
+    found = []
+    for steps in (1, 5):
+        caches = {name: torch.zeros(1, 12, 2, 1, 4, dtype=dtype) for name in ("k_cache", "v_cache")}
+        now, drawn = given | caches, []
+        for _ in range(0, 5, steps):
+            drawn.append(PackedDecoder(model, 3).decode(**now, steps=steps))
+            now |= {name: now[name] + steps for name in ("lengths", "positions")}
+            now["tokens"] = drawn[-1][0][-1].clamp(min=0)
+        found.append((*map(torch.cat, zip(*drawn, strict=True)), *caches.values()))
+    for one, many in zip(*found, strict=True):
+        torch.testing.assert_close(one, many, rtol=0, atol=0, equal_nan=True)
+    tokens = found[0][0]
+    assert tokens.shape == (5, 3) and (tokens[:, 0] == -1).all() and (tokens[:, 1:] >= 0).all()
+    assert len(tokens[:, 1].unique()) > 1
+
+
+def test_steps_ahead(cpp):
+    """Some for weights up to 16 MiB, one for more."""
+    for inner, steps in ((12, 8), (2**17, 8), (2**18, 1)):  # three products of 8 numbers each
+        gate, down = Linear(torch.ones(inner, 8)), Linear(torch.ones(8, inner))
+        model = weights(gate=gate, up=gate, down=down)
+        assert PackedDecoder(model, 1).steps_ahead == steps
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tokens": torch.tensor([0, 1, 20])}, "row 2 is out of range: token 20"),
         ({"tokens": torch.tensor([0, -1, 2])}, "row 1 is out of range: token -1"),
-        ({"lengths": torch.tensor([4, 1, 2])}, "row 0 .*4 tokens in the cache"),
+        ({"lengths": torch.tensor([4, 1, 2])}, "row 0 .*4 tokens in the cache and 1 more"),
+        ({"steps": 3} | dict.fromkeys(("cos", "sin"), torch.ones(9, 2)), "row 2 .* and 3 more"),
+        ({"cos": torch.ones(2, 2), "sin": torch.ones(2, 2)}, "row 2 .*angles of 2 positions"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"block_table": torch.tensor([[0, 1], [2, 6], [4, 5]]).int()}, r"pages \[2, 6\]"),
         ({"block_table": torch.zeros(3, 2).long()}, "block_table is torch.int64"),
         ({"cos": torch.ones(3, 4)}, "cos has shape"),

@@ -180,7 +180,7 @@ def rounds(scheduler: Scheduler, runner: Runner) -> Iterator[tuple[list[Sample],
 
 
 def _steps_ahead(running: Sequence[Sample], page_size: int, wanted: int) -> int:
-    """Decode steps before anyone looks: those wanted, if none ends a sample and a page is enough."""
+    """Decode steps before anyone looks: at most `wanted`, a page, or up to the nearest limit."""
     if wanted == 1 or any(sample.request.forcing for sample in running):
         return 1
     nearest = min(sample.limit - len(sample.tokens) for sample in running)
