@@ -54,7 +54,7 @@ class _Rows(ctypes.Structure):
         ("tokens", _Tokens),
         ("lengths", PTR),
         ("block_table", PTR),
-        *((n, I64) for n in ("page_size", "pages_per_row", "angles", "steps")),
+        *((n, I64) for n in ("page_size", "pages_per_row", "angles", "steps", "stop")),
     )
 
 
@@ -98,7 +98,7 @@ def _room(size: Callable[[_Model, int], int], model: _Model, rows: int) -> Tenso
 
 
 class _Drawn:
-    """Room for tokens and their log-probs, [*steps, rows], and how they are drawn."""
+    """Tokens, -1 until they are drawn, and log-probs, [*steps, rows]; and how they are drawn."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class _Drawn:
     ) -> None:
         temperature, top_k, top_p, vocab_size = sampling
         shape = (*steps, len(seeds))
-        self.tokens, self.logprob = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
+        self.tokens, self.logprob = torch.full(shape, -1), torch.zeros(shape)
         given = (x.data_ptr() for x in (seeds, positions, self.tokens, self.logprob))
         self.record = _Draw(*given, vocab_size, top_k, top_p, temperature, head_columns)
 
@@ -155,9 +155,10 @@ class PackedDecoder:
         seeds: Tensor,
         positions: Tensor,
         steps: int,
+        stop_id: int,
     ) -> tuple[Tensor, Tensor, int]:
         """(tokens, logprob, first row that is out of range or -1), all inputs dense."""
-        sizes = (caches[0].shape[2], block_table.shape[1], len(angles[0]), steps)
+        sizes = (caches[0].shape[2], block_table.shape[1], len(angles[0]), steps, stop_id)
         where = _Rows(
             _tokens(tokens, angles, caches, self._room),
             lengths.data_ptr(),

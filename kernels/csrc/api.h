@@ -172,11 +172,12 @@ struct LcpoDecodeRows {
   const int64_t* lengths;      // [rows], how many are in the cache: the token's position
   const int32_t* block_table;  // [rows, pages_per_row]
   int64_t page_size, pages_per_row, angles, steps;
+  int64_t stop;  // behind this token, and behind -1 (NaN logits), a row takes no further step
 };
 struct LcpoDraw {  // see lcpo_sample_tokens
   const int64_t *seeds, *positions;  // [rows], of the first step: positions then rise by one a step
-  int64_t* tokens;                   // [steps, rows]
-  float* logprob;                    // [steps, rows]
+  int64_t* tokens;                   // [steps, rows], as it was for steps that a row does not take
+  float* logprob;                    // [steps, rows], likewise
   int64_t vocab_size, top_k;
   double top_p;
   float temperature;
@@ -186,8 +187,8 @@ LCPO_API int64_t lcpo_decode_workspace(const LcpoDecodeModel* model, int64_t row
 // Whether caches hold the model's weights: each thread then takes rows of its own through all
 // steps of a call.
 LCPO_API bool lcpo_is_cached(const LcpoDecodeModel* model);
-// -1, or the first row whose token, length or pages are out of range: then nothing was done. Each
-// token drawn is the input of the next step; in the place of a -1 (NaN logits) that is token 0.
+// -1, or the first row whose token, length or pages are out of range: then nothing was done.
+// Each token drawn is the input of the next step.
 LCPO_API int64_t lcpo_decode_steps(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
                                    const LcpoDraw* draw, int32_t threads);
 // The token after each of `rows` final states hidden [rows, hidden], in a workspace as above.

@@ -2,6 +2,7 @@
 // a dispatch, and for small models most of the time.
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "api.h"
@@ -13,18 +14,22 @@ namespace {
 template <class T>
 struct DecodeBuffers {
   Buffers<T> layers;
-  T* logits;           // [rows, vocabulary]
-  float* cut_logprob;  // [rows]
-  // Of the step at hand, as in LcpoTokens and LcpoDraw.
-  float *cos, *sin;             // [rows, size / 2]
-  int64_t *tokens, *positions;  // [rows]
-  int32_t* seen;                // [rows], tokens in the cache, the new one included
+  T* logits;  // [rows, vocabulary]
+  // Of the step at hand, for those of the rows that have not ended.
+  float *cos, *sin;  // [rows, size / 2]
+  int64_t* row;      // [rows], its number in the call
+  int64_t *tokens, *seeds, *positions, *drawn;
+  float *logprob, *cut_logprob;
+  int32_t* seen;  // [rows], tokens in the cache, the new one included
+  int64_t* left;  // at the first row of a team: how many of its rows go on
 
   DecodeBuffers(const LcpoDecodeModel& m, int64_t rows, Arena& arena) : layers(m, rows, arena) {
     logits = arena.take<T>(rows * m.head.outputs);
-    cut_logprob = arena.take<float>(rows);
     for (float** x : {&cos, &sin}) *x = arena.take<float>(rows * (m.size / 2));
-    for (int64_t** x : {&tokens, &positions}) *x = arena.take<int64_t>(rows);
+    for (float** x : {&logprob, &cut_logprob}) *x = arena.take<float>(rows);
+    for (int64_t** x : {&row, &tokens, &seeds, &positions, &drawn, &left}) {
+      *x = arena.take<int64_t>(rows);
+    }
     seen = arena.take<int32_t>(rows);
   }
 };
@@ -75,64 +80,93 @@ struct Drawing {
 
 template <class T>
 struct Steps {
-  Layers<T> layers;  // their tokens are those in the buffers
+  const Layers<T>& layers;    // of the tokens in the buffers
+  const Drawing<T>& drawing;  // into the buffers
   const DecodeBuffers<T>& b;
   const LcpoDecodeRows& in;
   const LcpoDraw& draw;
 
-  // Takes `rows` through all steps, with the other members of the team if there are any. Between
-  // two steps nobody waits: of the one before, a thread needs what it has drawn itself.
+  // Takes `rows` through all steps, with the other members of the team if there are any.
   void run(const Team& team, Span rows) const {
-    for (int64_t step = 0; step < in.steps; ++step) {
-      begin(team.share(rows), step);
-      take(team, rows, step);
-    }
-  }
-
-  void begin(Span mine, int64_t step) const {
-    const int64_t half = layers.m.size / 2;
-    const int64_t* last = step ? draw.tokens + (step - 1) * in.tokens.count : in.tokens.tokens;
-    for (int64_t r = mine.at; r < mine.at + mine.count; ++r) {
-      const int64_t place = in.lengths[r] + step;
-      b.tokens[r] = std::max<int64_t>(last[r], 0);  // -1 where logits were NaN
-      b.positions[r] = draw.positions[r] + step;
-      b.seen[r] = static_cast<int32_t>(place + 1);
-      std::copy_n(in.tokens.cos + place * half, half, b.cos + r * half);
-      std::copy_n(in.tokens.sin + place * half, half, b.sin + r * half);
-    }
-  }
-
-  void take(const Team& team, Span rows, int64_t step) const {
-    const LcpoDecodeModel& m = layers.m;
     const Span mine = team.share(rows);
-    for (int64_t i = 0; i < m.count; ++i) {
-      layers.before_attention(team, rows, i);
-      attend(mine, i);
-      layers.after_attention(team, rows, i);
+    std::iota(b.row + mine.at, b.row + mine.at + mine.count, mine.at);
+    std::copy_n(in.tokens.tokens + mine.at, mine.count, b.tokens + mine.at);
+    for (int64_t step = 0; step < in.steps && rows.count > 0; ++step) {
+      prepare(team.share(rows), step);
+      take(team, rows);
+      hand_over(team.share(rows), step);
+      team.sync();
+      if (team.rank == 0) b.left[rows.at] = close_gaps(rows);
+      team.sync();
+      rows.count = b.left[rows.at];
     }
-    layers.norm(mine, m.norm, true);
-    LcpoDraw now = draw;
-    now.positions = b.positions;
-    now.tokens += step * in.tokens.count;
-    now.logprob += step * in.tokens.count;
-    Drawing<T>{layers, b, now}.run(team, rows, layers.b.normed);
   }
 
-  void attend(Span some, int64_t index) const {
-    const LcpoDecodeModel& m = layers.m;
-    for (int64_t r = some.at; r < some.at + some.count; ++r) {
-      const int64_t place = b.seen[r] - 1, page = place / in.page_size;
-      const int64_t slot = in.block_table[r * in.pages_per_row + page] * in.page_size;
-      layers.keep(r, index, slot + place % in.page_size);
+  void prepare(Span some, int64_t step) const {
+    const int64_t half = layers.m.size / 2;
+    for (int64_t i = some.at; i < some.at + some.count; ++i) {
+      const int64_t r = b.row[i], place = in.lengths[r] + step;
+      b.positions[i] = draw.positions[r] + step;
+      b.seeds[i] = draw.seeds[r];
+      b.seen[i] = static_cast<int32_t>(place + 1);
+      std::copy_n(in.tokens.cos + place * half, half, b.cos + i * half);
+      std::copy_n(in.tokens.sin + place * half, half, b.sin + i * half);
     }
+  }
+
+  void take(const Team& team, Span rows) const {
+    const Span mine = team.share(rows);
+    for (int64_t layer = 0; layer < layers.m.count; ++layer) {
+      layers.before_attention(team, rows, layer);
+      attend(mine, layer);
+      layers.after_attention(team, rows, layer);
+    }
+    layers.norm(mine, layers.m.norm, true);
+    drawing.run(team, rows, layers.b.normed);
+  }
+
+  void attend(Span some, int64_t layer) const {
+    const int64_t end = some.at + some.count;
+    for (int64_t i = some.at; i < end; ++i) {
+      const int64_t place = b.seen[i] - 1, page = place / in.page_size;
+      const int64_t slot = in.block_table[b.row[i] * in.pages_per_row + page] * in.page_size;
+      layers.keep(i, layer, slot + place % in.page_size);
+    }
+    for (int64_t i = some.at, next; i < end; i = next) {  // rows whose block tables are neighbours
+      for (next = i + 1; next < end && b.row[next] == b.row[next - 1] + 1;) ++next;
+      attend({i, next - i}, layer, in.block_table + b.row[i] * in.pages_per_row);
+    }
+  }
+
+  void attend(Span some, int64_t layer, const int32_t* block_table) const {
+    const LcpoDecodeModel& m = layers.m;
     const int64_t at = some.at * m.heads * m.size;
-    const int64_t cache_at = index * in.tokens.slots * m.kv_heads * m.size;
+    const int64_t cache_at = layer * in.tokens.slots * m.kv_heads * m.size;
     lcpo_paged_decode_attention(layers.b.q_turned + at,
                                 static_cast<const T*>(in.tokens.k_cache) + cache_at,
                                 static_cast<const T*>(in.tokens.v_cache) + cache_at, m.is_bf16,
-                                in.block_table + some.at * in.pages_per_row, b.seen + some.at,
-                                some.count, in.page_size, in.pages_per_row, m.heads, m.kv_heads,
-                                m.size, m.scale, layers.b.attended + at, 1);
+                                block_table, b.seen + some.at, some.count, in.page_size,
+                                in.pages_per_row, m.heads, m.kv_heads, m.size, m.scale,
+                                layers.b.attended + at, 1);
+  }
+
+  void hand_over(Span some, int64_t step) const {
+    for (int64_t i = some.at; i < some.at + some.count; ++i) {
+      const int64_t at = step * in.tokens.count + b.row[i];
+      draw.tokens[at] = b.tokens[i] = b.drawn[i];
+      draw.logprob[at] = b.logprob[i];
+    }
+  }
+
+  // Moves up the rows that go on; how many they are.
+  int64_t close_gaps(Span rows) const {
+    int64_t to = rows.at;
+    for (int64_t i = rows.at; i < rows.at + rows.count; ++i) {
+      if (b.tokens[i] == in.stop || b.tokens[i] < 0) continue;  // -1: logits were NaN
+      b.tokens[to] = b.tokens[i];
+      b.row[to++] = b.row[i];
+    }
+    return to - rows.at;
   }
 };
 
@@ -140,12 +174,19 @@ template <class T>
 void run(const LcpoDecodeModel& model, const LcpoDecodeRows& in, const LcpoDraw& draw,
          int32_t threads) {
   Arena arena(in.tokens.workspace);
-  const DecodeBuffers<T> buffers(model, in.tokens.count, arena);
-  LcpoTokens now = in.tokens;
-  now.tokens = buffers.tokens;
-  now.cos = buffers.cos;
-  now.sin = buffers.sin;
-  const Steps<T> steps{{model, now, buffers.layers}, buffers, in, draw};
+  const DecodeBuffers<T> b(model, in.tokens.count, arena);
+  LcpoTokens tokens = in.tokens;
+  tokens.tokens = b.tokens;
+  tokens.cos = b.cos;
+  tokens.sin = b.sin;
+  LcpoDraw drawn = draw;
+  drawn.seeds = b.seeds;
+  drawn.positions = b.positions;
+  drawn.tokens = b.drawn;
+  drawn.logprob = b.logprob;
+  const Layers<T> layers{model, tokens, b.layers};
+  const Drawing<T> drawing{layers, b, drawn};
+  const Steps<T> steps{layers, drawing, b, in, draw};
   in_teams(model, in.tokens.count, threads,
            [&](const Team& team, Span rows) { steps.run(team, rows); });
 }

@@ -96,7 +96,7 @@ class PackedDecoder:
         """How many steps one `decode` should take.
 
         1 where weights exceed the caches: looking at the tokens costs nothing beside a step, and
-        steps of sequences that have ended meanwhile are for nothing.
+        a step costs little less where sequences have ended.
         """
         return STEPS_AHEAD if self._run.is_cached else 1
 
@@ -117,6 +117,7 @@ class PackedDecoder:
         positions: Tensor,
         vocab_size: int | None = None,
         steps: int = 1,
+        stop_id: int = -1,
     ) -> tuple[Tensor, Tensor]:
         """(next tokens int64 [steps, B], their log-probabilities float32); see sample_tokens.
 
@@ -124,8 +125,9 @@ class PackedDecoder:
         sequence, and its keys and values to the caches [layers, P, page, Hkv, D], in place: page
         block_table[b, lengths // page], int32 [B, N]. cos, sin float32 [N', D / 2] hold the angles
         of positions 0 to N' - 1 (see rope). Each further step takes the token drawn before, lengths
-        and positions one higher; as tokens -1, of NaN logits, are no input, 0 follows these. All
-        else is as in paged_decode_attention and sample_tokens.
+        and positions one higher. Behind `stop_id`, and behind -1 (NaN logits), a row takes no step:
+        its tokens are -1 from there on, and their log-probabilities 0. All else is as in
+        paged_decode_attention and sample_tokens.
         Raises ValueError for shapes that do not fit and for values out of range: before any step.
         """
         rows = tokens.shape[0]
@@ -147,6 +149,7 @@ class PackedDecoder:
             seeds.contiguous(),
             positions.contiguous(),
             steps,
+            stop_id,
         )
         if bad >= 0:
             raise ValueError(

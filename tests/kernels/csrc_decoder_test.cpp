@@ -104,7 +104,7 @@ std::vector<float> sample(const Model<T>& m, int64_t first, int64_t rows, int64_
   sin = angles(every.data(), 6, false);
   const LcpoDecodeRows in{{&tokens[first], cos.data(), sin.data(), k.data(), v.data(), rows,
                            PAGES * PAGE, room.data()},
-                          &lengths[first], table + 2 * first, PAGE, 2, 6, steps};
+                          &lengths[first], table + 2 * first, PAGE, 2, 6, steps, -1};
   for (int64_t step = 0; step < 2; step += steps) {
     const LcpoDraw draw{&seeds[first], &lengths[first], drawn.data(), logprob.data(), 50, 0, 1.0,
                         0.8f, TILE};

@@ -59,30 +59,40 @@ def test_step_writes_its_place_only(cpp):
     assert changed.nonzero().tolist() == [[0, 0, 0], [0, 2, 1], [0, 5, 0]]
 
 
+@pytest.mark.parametrize("inner", [12, 2**18])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_steps_of_a_call_are_those_of_a_call_each(cpp, dtype):
-    """Bits of tokens, log-probs and caches; row 0 is NaN from its first step on, but no input."""
-    model = weights(dtype)
+def test_steps_of_a_call_are_those_of_a_call_each(cpp, dtype, inner, monkeypatch):
+    """Bits, where threads take rows and where they share them. Row 0 has NaN logits at once."""
+    gate, down = torch.randn(inner, 8).to(dtype), torch.randn(8, inner).to(dtype)
+    model = weights(dtype, gate=Linear(gate), up=Linear(gate), down=Linear(down / inner))
     if not kernels.can_pack(model):
         pytest.skip("this processor has no AVX-512 BF16")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     model.embedding[7] = torch.nan
-    angle = torch.arange(8)[:, None] * torch.tensor([1.0, 0.1])
-    given = arguments() | {"cos": angle.cos(), "sin": angle.sin(), "tokens": torch.arange(7, 10)}
-    given |= {"block_table": torch.tensor([[0, 2, 4, 6], [1, 3, 5, 7], [8, 9, 10, 11]]).int()}
-    found = []
-    for steps in (1, 5):
-        caches = {name: torch.zeros(1, 12, 2, 1, 4, dtype=dtype) for name in ("k_cache", "v_cache")}
-        now, drawn = given | caches, []
+    angle = torch.arange(9)[:, None] * torch.tensor([1.0, 0.1])
+    given = arguments(4) | {"cos": angle.cos(), "sin": angle.sin(), "tokens": torch.arange(7, 11)}
+    given["block_table"] = torch.arange(20).int().view(5, 4).t()
+
+    def draw(steps: int, **settings: int) -> tuple[torch.Tensor, ...]:
+        caches = {name: torch.zeros(1, 20, 2, 1, 4, dtype=dtype) for name in ("k_cache", "v_cache")}
+        now, drawn, decoder = given | caches | settings, [], PackedDecoder(model, 4)
         for _ in range(0, 5, steps):
-            drawn.append(PackedDecoder(model, 3).decode(**now, steps=steps))
+            drawn.append(decoder.decode(**now, steps=steps))
             now |= {name: now[name] + steps for name in ("lengths", "positions")}
             now["tokens"] = drawn[-1][0][-1].clamp(min=0)
-        found.append((*map(torch.cat, zip(*drawn, strict=True)), *caches.values()))
-    for one, many in zip(*found, strict=True):
-        torch.testing.assert_close(one, many, rtol=0, atol=0, equal_nan=True)
-    tokens = found[0][0]
-    assert tokens.shape == (5, 3) and (tokens[:, 0] == -1).all() and (tokens[:, 1:] >= 0).all()
-    assert len(tokens[:, 1].unique()) > 1
+        caches = (x[:, given["block_table"][1:].long()] for x in caches.values())
+        return *map(torch.cat, zip(*drawn, strict=True)), *caches
+
+    tokens, logprob, *caches = draw(1)
+    assert (tokens[:, 0] == -1).all() and (tokens[:, 1:] >= 0).all()
+    for stop in (-1, int(tokens[1, 2])):
+        found_tokens, found_logprob, *found_caches = draw(5, stop_id=stop)
+        ends = (tokens < 0) | (tokens == stop)
+        behind = ends.cumsum(0) - ends.int() > 0
+        assert behind[2:, 2].all() == (stop >= 0) and not behind[:, 1:].all(0).any()
+        assert found_tokens.equal(tokens.where(~behind, -1))
+        assert found_logprob[:, 1:].equal(logprob.where(~behind, 0)[:, 1:])
+        assert stop >= 0 or all(map(torch.equal, found_caches, caches))
 
 
 def test_steps_ahead(cpp):

@@ -187,6 +187,7 @@ class Walker:
             runner = Runner(
                 engine.model,
                 Sampling(rollout.temperature, rollout.top_p, rollout.top_k),
+                eos_id=engine.eos_id,
                 vocab_size=engine.vocab_size,
                 rows=scheduler.batch_size,
                 pages=pages,

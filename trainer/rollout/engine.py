@@ -75,6 +75,7 @@ class RolloutEngine(Drawing):
         runner = Runner(
             self.model,
             sampling,
+            eos_id=self.eos_id,
             vocab_size=self.vocab_size,
             rows=scheduler.batch_size,
             pages=pool.pages,
@@ -128,7 +129,7 @@ class RolloutEngine(Drawing):
         ended, replaced = [], []
         for sample, (tokens, logprobs) in zip(samples, drawn, strict=True):
             ends = self.eos_id in tokens
-            if ends:  # the rest was drawn ahead
+            if ends:  # what follows was drawn ahead, or not at all
                 tokens = tokens[: tokens.index(self.eos_id) + 1]
             if min(tokens) < 0:
                 raise FloatingPointError("the model's logits are NaN: the weights are damaged")

@@ -29,6 +29,7 @@ class Runner:
         model: Decoder,
         sampling: Sampling,
         *,
+        eos_id: int,
         vocab_size: int,
         rows: int,
         pages: int,
@@ -36,7 +37,8 @@ class Runner:
         pages_per_row: int,
         cuda_graphs: bool,
     ) -> None:
-        self.model, self.sampling, self.vocab_size = model, sampling, vocab_size
+        self.model, self.sampling = model, sampling
+        self.eos_id, self.vocab_size = eos_id, vocab_size
         self.page_size = page_size
         self.scale = model.config.attention_scale
         self.device = model.head_weight.device
@@ -95,7 +97,7 @@ class Runner:
     def decode(self, rows: int, steps: int) -> tuple[Tensor, Tensor]:
         """Tokens for rows 0..rows-1, int64, and their logprobs, float32: [steps, rows] each.
 
-        -1 where logits are NaN.
+        -1 where logits are NaN. What follows EOS is of no meaning.
         """
         if self.fused:
             return self._fused_steps(rows, steps)
@@ -126,6 +128,7 @@ class Runner:
             self.cache.v,
             self.block_table[:rows],
             steps=steps,
+            stop_id=self.eos_id,
             **self._draws(state, length + 1),
         )
         length += steps  # in place, as in _step
