@@ -107,10 +107,7 @@ def test_a_row_depends_on_nothing_else(name):
 @compiled
 @pytest.mark.parametrize("settings", [{}, {"batch_size": 5, "page_size": 3}, {"pages": 20}])
 def test_steps_of_a_call_change_nothing(settings, monkeypatch):
-    """Bits, with ends and preemption in the middle of a call.
-
-    What is drawn behind an end does not matter, be it NaN: nobody reads EOS without that.
-    """
+    """Bits, with ends and preemption in the middle of a call; EOS itself is never an input."""
     model = decoder("llama")
     with torch.no_grad():
         model.lm_head.weight[EOS] *= 3  # some samples end so, at any step
