@@ -56,8 +56,7 @@ class _Rows(ctypes.Structure):
         ("tokens", _Tokens),
         ("lengths", PTR),
         ("block_table", PTR),
-        ("page_size", I64),
-        ("pages_per_row", I64),
+        *((n, I64) for n in ("page_size", "pages_per_row", "angles", "steps", "stop")),
     )
 
 
@@ -86,9 +85,10 @@ _pack = bind("lcpo_pack", PTR, I64, I64, PTR, I32)
 _packed_bytes = bind("lcpo_packed_bytes", I64, I64, returns=I64)
 _prefill = bind("lcpo_prefill", ctypes.POINTER(_Model), ctypes.POINTER(_Prompts), I32)
 _prefill_workspace = bind("lcpo_prefill_workspace", ctypes.POINTER(_Model), I64, returns=I64)
+_is_cached = bind("lcpo_is_cached", ctypes.POINTER(_Model), returns=BOOL)
 # The first row that is out of range, or -1.
-_decode_step = bind(
-    "lcpo_decode_step", *map(ctypes.POINTER, (_Model, _Rows, _Draw)), I32, returns=I64
+_decode_steps = bind(
+    "lcpo_decode_steps", *map(ctypes.POINTER, (_Model, _Rows, _Draw)), I32, returns=I64
 )
 _decode_workspace = bind("lcpo_decode_workspace", ctypes.POINTER(_Model), I64, returns=I64)
 # model; hidden, rows; workspace; draw; threads
@@ -100,7 +100,7 @@ def _room(size: Callable[[_Model, int], int], model: _Model, rows: int) -> Tenso
 
 
 class _Drawn:
-    """Room for a token and its log-prob a row, and how they are drawn."""
+    """Tokens, -1 until they are drawn, and log-probs, [*steps, rows]; and how they are drawn."""
 
     def __init__(
         self,
@@ -108,9 +108,11 @@ class _Drawn:
         seeds: Tensor,
         positions: Tensor,
         head_columns: int,
+        *steps: int,
     ) -> None:
         temperature, top_k, top_p, vocab_size = sampling
-        self.tokens, self.logprob = torch.empty_like(seeds), torch.empty(len(seeds))
+        shape = (*steps, len(seeds))
+        self.tokens, self.logprob = torch.full(shape, -1), torch.zeros(shape)
         given = (x.data_ptr() for x in (seeds, positions, self.tokens, self.logprob))
         self.record = _Draw(*given, vocab_size, top_k, top_p, temperature, head_columns)
 
@@ -142,6 +144,7 @@ class PackedDecoder:
             embedding.dtype == torch.bfloat16,
         )
         self._room = _room(_decode_workspace, self._model, rows)
+        self.is_cached = _is_cached(self._model)
 
     def decode(
         self,
@@ -153,17 +156,19 @@ class PackedDecoder:
         sampling: tuple[float, int, float, int],
         seeds: Tensor,
         positions: Tensor,
+        steps: int,
+        stop_id: int,
     ) -> tuple[Tensor, Tensor, int]:
         """(tokens, logprob, first row that is out of range or -1), all inputs dense."""
-        pages = (caches[0].shape[2], block_table.shape[1])
+        sizes = (caches[0].shape[2], block_table.shape[1], len(angles[0]), steps, stop_id)
         where = _Rows(
             _tokens(tokens, angles, caches, self._room),
             lengths.data_ptr(),
             block_table.data_ptr(),
-            *pages,
+            *sizes,
         )
-        drawn = _Drawn(sampling, seeds, positions, self._head_columns)
-        bad = _decode_step(self._model, where, drawn.record, torch.get_num_threads())
+        drawn = _Drawn(sampling, seeds, positions, self._head_columns, steps)
+        bad = _decode_steps(self._model, where, drawn.record, torch.get_num_threads())
         return drawn.tokens, drawn.logprob, bad
 
     def draw(

@@ -9,7 +9,7 @@
 #define LCPO_API extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of a signature, together with the number in cpp_impl/loading.py.
-#define LCPO_ABI_VERSION 7
+#define LCPO_ABI_VERSION 8
 LCPO_API int32_t lcpo_abi_version();
 
 // Token counts of packed responses: ids [T], cu_seqlens [sequences + 1], outputs [sequences].
@@ -187,7 +187,7 @@ LCPO_API void lcpo_after_attention_backward(const LcpoAfter* layer, const void* 
                                             const void* d_update, const void* d_total, void* d_x,
                                             void* d_attended, void* d_norm, int32_t threads);
 
-// decode_step: one token more for each row. All weights, caches [layers, pages, page_size, kv_heads,
+// decode_steps: some tokens more for each row. All weights, caches [layers, pages, page_size, kv_heads,
 // size] and biases are float32, or all bf16. Contract: kernels/ops/packed_decoder.py.
 struct LcpoDecodeLayer {
   const void *input_norm, *post_norm;  // [hidden]
@@ -205,30 +205,35 @@ struct LcpoDecodeModel {
 };
 struct LcpoTokens {
   const int64_t* tokens;
-  const float *cos, *sin;  // [count, size / 2], of their positions
+  const float *cos, *sin;  // [count, size / 2], of their positions; of decode steps see below
   void *k_cache, *v_cache;
   int64_t count, slots;  // slots of a layer, pages · page_size
   void* workspace;       // lcpo_decode_workspace or lcpo_prefill_workspace bytes
 };
 struct LcpoDecodeRows {
-  LcpoTokens tokens;           // the last token of each row
+  LcpoTokens tokens;           // the last token of each row; cos, sin [angles, size / 2] by position
   const int64_t* lengths;      // [rows], how many are in the cache: the token's position
   const int32_t* block_table;  // [rows, pages_per_row]
-  int64_t page_size, pages_per_row;
+  int64_t page_size, pages_per_row, angles, steps;
+  int64_t stop;  // behind this token, and behind -1 (NaN logits), a row takes no further step
 };
 struct LcpoDraw {  // see lcpo_sample_tokens
-  const int64_t *seeds, *positions;
-  int64_t* tokens;
-  float* logprob;
+  const int64_t *seeds, *positions;  // [rows], of the first step: positions then rise by one a step
+  int64_t* tokens;                   // [steps, rows], as it was for steps that a row does not take
+  float* logprob;                    // [steps, rows], likewise
   int64_t vocab_size, top_k;
   double top_p;
   float temperature;
   int64_t head_columns;  // of a tile of logits, whose log-probs are lcpo_logprob_merge's
 };
 LCPO_API int64_t lcpo_decode_workspace(const LcpoDecodeModel* model, int64_t rows);
+// Whether caches hold the model's weights: each thread then takes rows of its own through all
+// steps of a call.
+LCPO_API bool lcpo_is_cached(const LcpoDecodeModel* model);
 // -1, or the first row whose token, length or pages are out of range: then nothing was done.
-LCPO_API int64_t lcpo_decode_step(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
-                                  const LcpoDraw* draw, int32_t threads);
+// Each token drawn is the input of the next step.
+LCPO_API int64_t lcpo_decode_steps(const LcpoDecodeModel* model, const LcpoDecodeRows* rows,
+                                   const LcpoDraw* draw, int32_t threads);
 // The token after each of `rows` final states hidden [rows, hidden], in a workspace as above.
 LCPO_API void lcpo_draw(const LcpoDecodeModel* model, const void* hidden, int64_t rows,
                         void* workspace, const LcpoDraw* draw, int32_t threads);

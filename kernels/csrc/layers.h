@@ -160,7 +160,8 @@ class Layers {
   }
 };
 
-inline int64_t weight_bytes(const LcpoDecodeModel& m) {
+// Whether caches hold the weights.
+inline bool cached(const LcpoDecodeModel& m) {
   const auto bytes = [&](const LcpoLinear& l) {
     return l.outputs * l.inputs * static_cast<int64_t>(m.is_bf16 ? sizeof(bf16) : sizeof(float));
   };
@@ -169,13 +170,13 @@ inline int64_t weight_bytes(const LcpoDecodeModel& m) {
     const LcpoDecodeLayer& l = m.layers[i];
     for (const LcpoLinear* x : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) sum += bytes(*x);
   }
-  return sum;
+  return sum <= CACHED;
 }
 
 // Runs f(team, its rows) on `threads` threads: teams of one with some rows each, or one team.
 template <class F>
 void in_teams(const LcpoDecodeModel& model, int64_t rows, int32_t threads, const F& f) {
-  const bool by_rows = weight_bytes(model) <= CACHED;
+  const bool by_rows = cached(model);
   Barrier barrier;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {

@@ -19,6 +19,8 @@ from kernels.ops.checks import (
 from kernels.ops.sample_tokens import require_sampling
 from kernels.ops.varlen_attention import require_prefix
 
+STEPS_AHEAD = 8  # decode steps a call, of weights that caches hold
+
 
 class Linear(NamedTuple):
     """x · weightᵀ + bias."""
@@ -89,6 +91,15 @@ class PackedDecoder:
             raise ValueError("a PackedDecoder runs on the CPU only, with the compiled library")
         self.weights, self.rows, self._run = weights, rows, run(weights, rows)
 
+    @property
+    def steps_ahead(self) -> int:
+        """How many steps one `decode` should take.
+
+        1 where weights exceed the caches: looking at the tokens costs nothing beside a step, and
+        a step costs little less where sequences have ended.
+        """
+        return STEPS_AHEAD if self._run.is_cached else 1
+
     def decode(
         self,
         tokens: Tensor,
@@ -105,17 +116,24 @@ class PackedDecoder:
         seeds: Tensor,
         positions: Tensor,
         vocab_size: int | None = None,
+        steps: int = 1,
+        stop_id: int = -1,
     ) -> tuple[Tensor, Tensor]:
-        """(next token int64 [B], its log-probability float32 [B]); see sample_tokens.
+        """(next tokens int64 [steps, B], their log-probabilities float32); see sample_tokens.
 
         tokens int64 [B], the last token of each row, goes to position lengths int64 [B] of its
         sequence, and its keys and values to the caches [layers, P, page, Hkv, D], in place: page
-        block_table[b, lengths // page], int32 [B, N]. cos, sin float32 [B, D / 2] are those of the
-        position (see rope). All else is as in paged_decode_attention and sample_tokens.
-        Raises ValueError for shapes that do not fit and for values out of range.
+        block_table[b, lengths // page], int32 [B, N]. cos, sin float32 [N', D / 2] hold the angles
+        of positions 0 to N' - 1 (see rope). Each further step takes the token drawn before, lengths
+        and positions one higher. Behind `stop_id`, and behind -1 (NaN logits), a row takes no step:
+        its tokens are -1 from there on, and their log-probabilities 0. All else is as in
+        paged_decode_attention and sample_tokens.
+        Raises ValueError for shapes that do not fit and for values out of range: before any step.
         """
         rows = tokens.shape[0]
-        self._require_tokens(tokens, cos, sin, k_cache, v_cache)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self._require_tokens(tokens, cos.shape[0], cos, sin, k_cache, v_cache)
         require_shape("block_table", block_table, (rows, None))
         require_dtype("block_table", block_table, torch.int32)
         require_shape("lengths", lengths, (rows,))
@@ -130,11 +148,14 @@ class PackedDecoder:
             sampling,
             seeds.contiguous(),
             positions.contiguous(),
+            steps,
+            stop_id,
         )
         if bad >= 0:
             raise ValueError(
-                f"row {bad} is out of range: token {int(tokens[bad])}, "
-                f"{int(lengths[bad])} tokens in the cache, pages {block_table[bad].tolist()}"
+                f"row {bad} is out of range: token {int(tokens[bad])}, {int(lengths[bad])} tokens "
+                f"in the cache and {steps} more, pages {block_table[bad].tolist()}, angles of "
+                f"{cos.shape[0]} positions"
             )
         return drawn, logprob
 
@@ -179,8 +200,8 @@ class PackedDecoder:
         place in it, of the caches, in place; int64 [W] both. cos, sin float32 [T, D / 2].
         Raises ValueError for shapes that do not fit and for values out of range.
         """
-        self._require_tokens(tokens, cos, sin, k_cache, v_cache)
         total = tokens.shape[0]
+        self._require_tokens(tokens, total, cos, sin, k_cache, v_cache)
         require_cu_seqlens(cu_seqlens, total)
         if prefix is not None:
             require_prefix(prefix, cu_seqlens)
@@ -218,13 +239,19 @@ class PackedDecoder:
         )
 
     def _require_tokens(
-        self, tokens: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor
+        self,
+        tokens: Tensor,
+        angles: int,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
     ) -> None:
-        w, rows = self.weights, tokens.shape[0]
-        require_shape("tokens", tokens, (rows,))
+        w = self.weights
+        require_shape("tokens", tokens, tuple(tokens.shape[:1]))
         require_dtype("tokens", tokens, torch.int64)
         for name, x in (("cos", cos), ("sin", sin)):
-            require_shape(name, x, (rows, w.head_dim // 2))
+            require_shape(name, x, (angles, w.head_dim // 2))
             require_dtype(name, x, torch.float32)
         shape = (len(w.layers), *k_cache.shape[1:3], w.kv_heads, w.head_dim)
         for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):

@@ -63,9 +63,10 @@ struct Model {
   }
 };
 
-// Three prompts that begin alike, from one prefill, then `steps` greedy tokens of `rows` rows.
+// Three prompts that begin alike, from one prefill, then two tokens of `rows` rows, `steps` a call.
 template <class T>
-std::vector<float> sample(const Model<T>& m, int64_t first, int64_t rows, int threads) {
+std::vector<float> sample(const Model<T>& m, int64_t first, int64_t rows, int64_t steps,
+                          int threads) {
   const int64_t count = 7, wanted = 3;
   const int64_t ids[count] = {3, 1, 4, 1, 5, 9, 2};
   const int64_t places[count] = {0, 1, 2, 2, 3, 2, 3};
@@ -91,35 +92,33 @@ std::vector<float> sample(const Model<T>& m, int64_t first, int64_t rows, int th
   lcpo_prefill(&m.model, &prompts, threads);
   std::vector<float> found;
   for (const T& x : hidden) found.push_back(lcpo::load(&x));
-  std::vector<int64_t> tokens{7, 8, 11}, lengths{3, 4, 4}, seeds{1, 2, 3}, drawn(rows);
-  std::vector<float> logprob(rows);
+  std::vector<int64_t> tokens{7, 8, 11}, lengths{3, 4, 4}, seeds{1, 2, 3}, drawn(steps * rows);
+  std::vector<float> logprob(steps * rows);
   room.assign(lcpo_decode_workspace(&m.model, rows), 0);
   const LcpoDraw of_prompts{&seeds[first], &lengths[first], drawn.data(), logprob.data(), 50, 0, 1.0,
                             0.8f, TILE};
   lcpo_draw(&m.model, hidden.data() + first * HIDDEN, rows, room.data(), &of_prompts, threads);
-  found.insert(found.end(), logprob.begin(), logprob.end());
-  for (int step = 0; step < 2; ++step) {
-    cos = angles(&lengths[first], rows, true);
-    sin = angles(&lengths[first], rows, false);
-    const LcpoDecodeRows in{{&tokens[first], cos.data(), sin.data(), k.data(), v.data(), rows,
-                             PAGES * PAGE, room.data()},
-                            &lengths[first], table + 2 * first, PAGE, 2};
+  found.insert(found.end(), logprob.begin(), logprob.begin() + rows);
+  const std::vector<int64_t> every{0, 1, 2, 3, 4, 5};
+  cos = angles(every.data(), 6, true);
+  sin = angles(every.data(), 6, false);
+  const LcpoDecodeRows in{{&tokens[first], cos.data(), sin.data(), k.data(), v.data(), rows,
+                           PAGES * PAGE, room.data()},
+                          &lengths[first], table + 2 * first, PAGE, 2, 6, steps, -1};
+  for (int64_t step = 0; step < 2; step += steps) {
     const LcpoDraw draw{&seeds[first], &lengths[first], drawn.data(), logprob.data(), 50, 0, 1.0,
                         0.8f, TILE};
-    const int64_t bad = lcpo_decode_step(&m.model, &in, &draw, threads);
+    const int64_t bad = lcpo_decode_steps(&m.model, &in, &draw, threads);
     check(bad == -1, "rows in range");
-    for (int64_t r = 0; r < rows; ++r) {
-      check(drawn[r] >= 0 && drawn[r] < 50 && logprob[r] <= 0.0f, "token in the vocabulary");
-      tokens[first + r] = drawn[r];
-      ++lengths[first + r];
-      found.push_back(logprob[r]);
+    for (int64_t i = 0; i < steps * rows; ++i) {
+      check(drawn[i] >= 0 && drawn[i] < 50 && logprob[i] <= 0.0f, "token in the vocabulary");
+      tokens[first + i % rows] = drawn[i];  // in the end that of the last step
+      found.push_back(logprob[i]);
     }
+    for (int64_t r = 0; r < rows; ++r) lengths[first + r] += steps;
   }
-  lengths[first] = 6;  // its two pages are full
-  const LcpoDecodeRows full{{&tokens[first], cos.data(), sin.data(), k.data(), v.data(), rows,
-                             PAGES * PAGE, room.data()},
-                            &lengths[first], table + 2 * first, PAGE, 2};
-  check(lcpo_decode_step(&m.model, &full, nullptr, threads) == 0, "a row without room is told");
+  lengths[first] = 7 - steps;  // its two pages have no room for so many
+  check(lcpo_decode_steps(&m.model, &in, nullptr, threads) == 0, "a row without room is told");
   return found;
 }
 
@@ -128,9 +127,10 @@ template <class T>
 void test_decoder(int threads) {
   for (const int64_t vocabulary : {70, 450000}) {
     const Model<T> m(vocabulary);
-    const std::vector<float> all = sample(m, 0, 3, threads);
-    check(all == sample(m, 0, 3, 1), "the number of threads changes nothing");
-    const std::vector<float> one = sample(m, 1, 1, threads);
+    const std::vector<float> all = sample(m, 0, 3, 1, threads);
+    check(all == sample(m, 0, 3, 1, 1), "the number of threads changes nothing");
+    check(all == sample(m, 0, 3, 2, threads), "nor does the number of steps a call");
+    const std::vector<float> one = sample(m, 1, 1, 2, threads);
     const size_t states = 3 * HIDDEN;
     for (const int64_t drawn : {0, 1, 2}) {
       check(one[states + drawn] == all[states + 3 * drawn + 1],

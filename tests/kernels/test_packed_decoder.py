@@ -59,12 +59,59 @@ def test_step_writes_its_place_only(cpp):
     assert changed.nonzero().tolist() == [[0, 0, 0], [0, 2, 1], [0, 5, 0]]
 
 
+@pytest.mark.parametrize("inner", [12, 2**18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_of_a_call_are_those_of_a_call_each(cpp, dtype, inner, monkeypatch):
+    """Bits, where threads take rows and where they share them. Row 0 has NaN logits at once."""
+    gate, down = torch.randn(inner, 8).to(dtype), torch.randn(8, inner).to(dtype)
+    model = weights(dtype, gate=Linear(gate), up=Linear(gate), down=Linear(down / inner))
+    if not kernels.can_pack(model):
+        pytest.skip("this processor has no AVX-512 BF16")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model.embedding[7] = torch.nan
+    angle = torch.arange(9)[:, None] * torch.tensor([1.0, 0.1])
+    given = arguments(4) | {"cos": angle.cos(), "sin": angle.sin(), "tokens": torch.arange(7, 11)}
+    given["block_table"] = torch.arange(20).int().view(5, 4).t()
+
+    def draw(steps: int, **settings: int) -> tuple[torch.Tensor, ...]:
+        caches = {name: torch.zeros(1, 20, 2, 1, 4, dtype=dtype) for name in ("k_cache", "v_cache")}
+        now, drawn, decoder = given | caches | settings, [], PackedDecoder(model, 4)
+        for _ in range(0, 5, steps):
+            drawn.append(decoder.decode(**now, steps=steps))
+            now |= {name: now[name] + steps for name in ("lengths", "positions")}
+            now["tokens"] = drawn[-1][0][-1].clamp(min=0)
+        caches = (x[:, given["block_table"][1:].long()] for x in caches.values())
+        return *map(torch.cat, zip(*drawn, strict=True)), *caches
+
+    tokens, logprob, *caches = draw(1)
+    assert (tokens[:, 0] == -1).all() and (tokens[:, 1:] >= 0).all()
+    for stop in (-1, int(tokens[1, 2])):
+        found_tokens, found_logprob, *found_caches = draw(5, stop_id=stop)
+        ends = (tokens < 0) | (tokens == stop)
+        behind = ends.cumsum(0) - ends.int() > 0
+        assert behind[2:, 2].all() == (stop >= 0) and not behind[:, 1:].all(0).any()
+        assert found_tokens.equal(tokens.where(~behind, -1))
+        assert found_logprob[:, 1:].equal(logprob.where(~behind, 0)[:, 1:])
+        assert stop >= 0 or all(map(torch.equal, found_caches, caches))
+
+
+def test_steps_ahead(cpp):
+    """Some for weights up to 16 MiB, one for more."""
+    for inner, steps in ((12, 8), (2**17, 8), (2**18, 1)):  # three products of 8 numbers each
+        gate, down = Linear(torch.ones(inner, 8)), Linear(torch.ones(8, inner))
+        model = weights(gate=gate, up=gate, down=down)
+        assert PackedDecoder(model, 1).steps_ahead == steps
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tokens": torch.tensor([0, 1, 20])}, "row 2 is out of range: token 20"),
         ({"tokens": torch.tensor([0, -1, 2])}, "row 1 is out of range: token -1"),
-        ({"lengths": torch.tensor([4, 1, 2])}, "row 0 .*4 tokens in the cache"),
+        ({"lengths": torch.tensor([4, 1, 2])}, "row 0 .*4 tokens in the cache and 1 more"),
+        ({"steps": 3} | dict.fromkeys(("cos", "sin"), torch.ones(9, 2)), "row 2 .* and 3 more"),
+        ({"cos": torch.ones(2, 2), "sin": torch.ones(2, 2)}, "row 2 .*angles of 2 positions"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"block_table": torch.tensor([[0, 1], [2, 6], [4, 5]]).int()}, r"pages \[2, 6\]"),
         ({"block_table": torch.zeros(3, 2).long()}, "block_table is torch.int64"),
         ({"cos": torch.ones(3, 4)}, "cos has shape"),

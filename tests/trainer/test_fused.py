@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rollout_helpers import IDS, WARM, engine_of, mixed_requests, tokens
+from rollout_helpers import EOS, IDS, WARM, engine_of, mixed_requests, tokens
 
 import kernels
 from kernels import dispatch
+from kernels.ops import packed_decoder
 from tests.helpers import tiny_decoder
 from trainer.model import Decoder, ModelConfig, PackedAttention
 from trainer.rollout import Forced, Forcing, Request, Sampling, fused
@@ -101,6 +102,36 @@ def test_a_row_depends_on_nothing_else(name):
         engine = engine_of(model, **{"page_size": 4, **settings})
         assert engine.generate(requests, WARM) == usual
         assert (engine.stats.preempted > 0) == ("pages" in settings)
+
+
+@compiled
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 5, "page_size": 3}, {"pages": 20}])
+def test_steps_of_a_call_change_nothing(settings, monkeypatch):
+    """Bits, with ends and preemption in the middle of a call; EOS itself is never an input."""
+    model = decoder("llama")
+    with torch.no_grad():
+        model.lm_head.weight[EOS] *= 3  # some samples end so, at any step
+        model.model.embed_tokens.weight[EOS] = torch.nan
+    requests = [Request((17 + k % 5, *range(40, 40 + k % 7)), k, 30) for k in range(24)]
+    found = []
+    for steps in (1, 3, 8):
+        monkeypatch.setattr(packed_decoder, "STEPS_AHEAD", steps)
+        engine = engine_of(model, **{"page_size": 8, **settings})
+        found.append(engine.generate(requests, WARM))
+        assert (engine.stats.preempted > 0) == ("pages" in settings)
+    assert found[0] == found[1] == found[2]
+    ends = {len(c.token_ids) for c in found[0] if not c.truncated}
+    assert len(ends) > 3 and any(c.truncated for c in found[0])
+
+
+@compiled
+def test_nan_is_told_wherever_it_comes_in_a_call():
+    model = decoder("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:IDS] = torch.nan
+        model.model.embed_tokens.weight[17] = 1.0  # the prompt's: logits are NaN one step later
+    with pytest.raises(FloatingPointError, match="NaN"):
+        engine_of(model).generate([Request((17,), k, 30) for k in range(9)], WARM)
 
 
 @compiled

@@ -219,6 +219,14 @@ def test_live_tokens_and_idle_rows_are_counted():
     assert stats.pages_peak == 3
 
 
+def test_steps_behind_an_end_are_idle():
+    requests = [Request((5, 6, 7), 0, 4), Request((8, 9), 1, 4)]
+    game = Game(requests, [2, 4], pages=20, page_size=4, batch_size=2, chunk=99, steps=3)
+    game.run()
+    assert game.scheduler.stats().decode_steps == 3
+    assert game.scheduler.stats().idle_share == pytest.approx((0 + 0.5 + 0.5) / 3)
+
+
 def test_samples_start_in_whole_batches_not_one_by_one():
     """A prefill costs a pass of its own: 64 rows wait until four are free, but not for the last."""
     requests = [Request((i,), 0, 2 + i % 40) for i in range(200)]

@@ -20,6 +20,7 @@ from trainer.packing import deal, micro_batches, shares_prompts
 from trainer.plan.settings import Asked
 from trainer.rollout import Request, RolloutEngine
 from trainer.rollout.engine import PREFILL_TOKENS, rounds
+from trainer.rollout.runner import SYNC_EVERY
 from trainer.rollout.scheduler import Admission, Sample, Scheduler
 
 NOTHING = Work(0, 0, 0)
@@ -128,9 +129,9 @@ def simulate(asked: Asked, lengths: Sequence[int]) -> RolloutPlan:
     )
     runner = _Counting(asked.hardware.device)
     while scheduler.left:
-        for samples, tokens in rounds(scheduler, runner):
-            for sample in samples:
-                sample.tokens.extend([0] * len(tokens))
+        for samples, drawn in rounds(scheduler, runner):
+            for sample, (tokens, _) in zip(samples, drawn, strict=True):
+                sample.tokens += tokens
             ended = [s for s in samples if len(s.tokens) >= s.limit]
             if ended:
                 scheduler.finish(ended)
@@ -158,7 +159,8 @@ class _Counting:
     """In the place of rollout.runner.Runner: counts, and draws token 0."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.found, self._context = torch.device(device), RolloutPlan(), 0
+        self.steps_ahead = 1 if torch.device(device).type == "cpu" else SYNC_EVERY
+        self.found, self._context = RolloutPlan(), 0
 
     def start(self, admission: Admission, rows: int) -> tuple[Tensor, Tensor]:
         sizes = [len(group.token_ids) for group, _ in admission.prefill]
@@ -166,12 +168,13 @@ class _Counting:
             pairs = sum(n * (n + 1) // 2 for n in sizes)
             self.found.prefill.append((sum(sizes), pairs))
         self._context += sum(len(group.token_ids) for _, group in admission.started)
-        return self._drawn(len(admission.started))
+        return self._drawn(1, len(admission.started))
 
-    def decode(self, rows: int) -> tuple[Tensor, Tensor]:
-        self._context += rows
-        self.found.decode.append((rows, self._context))
-        return self._drawn(rows)
+    def decode(self, rows: int, steps: int) -> tuple[Tensor, Tensor]:
+        for _ in range(steps):
+            self._context += rows
+            self.found.decode.append((rows, self._context))
+        return self._drawn(steps, rows)
 
     def keep(self, running: Sequence[Sample]) -> None:
         # Of a sample's tokens the last one is not in the cache yet.
@@ -180,8 +183,8 @@ class _Counting:
     def extend(self, grown: Sequence[Sample]) -> None:
         pass
 
-    def _drawn(self, rows: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(rows, dtype=torch.int64), torch.zeros(rows)
+    def _drawn(self, steps: int, rows: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(steps, rows, dtype=torch.int64), torch.zeros(steps, rows)
 
 
 def cut(asked: Asked, lengths: Sequence[int]) -> list[list[MicroBatchPlan]]:

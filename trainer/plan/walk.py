@@ -187,6 +187,7 @@ class Walker:
             runner = Runner(
                 engine.model,
                 Sampling(rollout.temperature, rollout.top_p, rollout.top_k),
+                eos_id=engine.eos_id,
                 vocab_size=engine.vocab_size,
                 rows=scheduler.batch_size,
                 pages=pages,
@@ -204,7 +205,7 @@ class Walker:
             prefill = self.unit()
             decode, meter.pairs = {}, 0
             for rows in sorted({1, scheduler.batch_size}):
-                runner.decode(rows)
+                runner.decode(rows, 1)
                 decode[rows] = self.unit()
         return prefill, tokens, decode
 

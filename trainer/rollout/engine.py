@@ -24,9 +24,8 @@ from trainer.rollout.scheduler import RESERVE, RolloutStats, Sample, Scheduler
 from trainer.types import Completion
 
 PREFILL_TOKENS = 8192  # of one packed prefill: what bounds its memory
-SYNC_EVERY = 8  # decode steps between two looks at the tokens, on a device that runs ahead
 
-Tokens = list[tuple[list[int], list[float]]]  # of each step: tokens and log-probs of the rows
+Drawn = list[tuple[list[int], list[float]]]  # of each row: its next tokens and their log-probs
 
 
 class RolloutEngine(Drawing):
@@ -63,8 +62,8 @@ class RolloutEngine(Drawing):
     ) -> Iterator[tuple[int, Completion]]:
         """(index of the request, completion) as samples end, others still under way.
 
-        `on_progress(done, total)` is called at each token, `on_token(index, token)` for each one of
-        each request; an exception they raise stops the work. Raises FloatingPointError on NaN
+        `on_progress(done, total)` is called every few tokens, `on_token(index, token)` for each one
+        of each request; an exception they raise stops the work. Raises FloatingPointError on NaN
         logits, and ValueError for a request that is empty or larger than the cache.
         """
         pool = self.pool_for(requests)
@@ -76,6 +75,7 @@ class RolloutEngine(Drawing):
         runner = Runner(
             self.model,
             sampling,
+            eos_id=self.eos_id,
             vocab_size=self.vocab_size,
             rows=scheduler.batch_size,
             pages=pool.pages,
@@ -84,8 +84,8 @@ class RolloutEngine(Drawing):
             cuda_graphs=self.cuda_graphs,
         )
         while scheduler.left:
-            for samples, tokens in rounds(scheduler, runner):
-                ended = self._record(samples, tokens, runner, on_token)
+            for samples, drawn in rounds(scheduler, runner):
+                ended = self._record(samples, drawn, runner, on_token)
                 if ended:
                     scheduler.finish(ended)
                     runner.keep(scheduler.running)
@@ -121,43 +121,43 @@ class RolloutEngine(Drawing):
     def _record(
         self,
         samples: Sequence[Sample],
-        steps: Tokens,
+        drawn: Drawn,
         runner: Runner,
         on_token: Callable[[int, int], None] | None,
     ) -> list[Sample]:
         """Hands the tokens to their samples; those that have ended."""
-        ended: dict[Sample, None] = {}
-        replaced = []
-        eos_id = self.eos_id
-        for tokens, logprobs in steps:
+        ended, replaced = [], []
+        for sample, (tokens, logprobs) in zip(samples, drawn, strict=True):
+            ends = self.eos_id in tokens
+            if ends:  # what follows was drawn ahead, or not at all
+                tokens = tokens[: tokens.index(self.eos_id) + 1]
             if min(tokens) < 0:
                 raise FloatingPointError("the model's logits are NaN: the weights are damaged")
-            for sample, token, logprob in zip(samples, tokens, logprobs, strict=True):
-                if ended and sample in ended:  # the device ran ahead of its end
-                    continue
-                if sample.request.forcing is None:
-                    done = token == eos_id or len(sample.tokens) + 1 >= sample.limit
-                else:
-                    token, forced, done = advance(sample, token, eos_id)
-                    if forced:
-                        replaced.append((sample.row, token))
-                        logprob = 0.0
-                sample.tokens.append(token)
-                sample.logprobs.append(logprob)
-                if done:
-                    ended[sample] = None
-                if on_token is not None:
+            if sample.request.forcing is None:
+                done = ends or len(sample.tokens) + len(tokens) >= sample.limit
+            else:
+                token, forced, done = advance(sample, *tokens, self.eos_id)  # one: _steps_ahead
+                if forced:
+                    replaced.append((sample.row, token))
+                    logprobs = [0.0]
+                tokens = [token]
+            sample.tokens += tokens
+            sample.logprobs += logprobs[: len(tokens)]
+            if done:
+                ended.append(sample)
+            if on_token is not None:
+                for token in tokens:
                     on_token(sample.index, token)
         if replaced:
             runner.replace(replaced)
-        return list(ended)
+        return ended
 
     def _completion(self, sample: Sample) -> Completion:
         truncated = sample.tokens[-1] != self.eos_id
         return Completion(sample.tokens, sample.logprobs, truncated)
 
 
-def rounds(scheduler: Scheduler, runner: Runner) -> Iterator[tuple[list[Sample], Tokens]]:
+def rounds(scheduler: Scheduler, runner: Runner) -> Iterator[tuple[list[Sample], Drawn]]:
     """New samples with their first tokens, as long as any start; then a few steps of all rows."""
     while True:
         rows = len(scheduler.running)
@@ -165,33 +165,32 @@ def rounds(scheduler: Scheduler, runner: Runner) -> Iterator[tuple[list[Sample],
         if not admission.started:
             break
         first = runner.start(admission, rows)
-        yield [sample for sample, _ in admission.started], _read([first])
+        yield [sample for sample, _ in admission.started], _read(*first)
     running = scheduler.running
     if not running:
         return
-    steps = _steps_ahead(running, scheduler.pool.page_size, runner.device)
+    steps = _steps_ahead(running, scheduler.pool.page_size, runner.steps_ahead)
     grown = scheduler.grow(steps)
     if scheduler.running is not running:  # some were preempted
         running = scheduler.running
         runner.keep(running)
     runner.extend(grown)
-    drawn = [runner.decode(len(running)) for _ in range(steps)]
+    drawn = runner.decode(len(running), steps)
     scheduler.stepped(steps)
-    yield running, _read(drawn)
+    yield running, _read(*drawn)
 
 
-def _steps_ahead(running: Sequence[Sample], page_size: int, device: torch.device) -> int:
-    """Decode steps before the host looks: one on the CPU, where looking costs nothing."""
-    if device.type == "cpu" or any(sample.request.forcing for sample in running):
+def _steps_ahead(running: Sequence[Sample], page_size: int, wanted: int) -> int:
+    """Decode steps before anyone looks: at most `wanted`, a page, or up to the nearest limit."""
+    if wanted == 1 or any(sample.request.forcing for sample in running):
         return 1
     nearest = min(sample.limit - len(sample.tokens) for sample in running)
-    return min(SYNC_EVERY, page_size, nearest)
+    return min(wanted, page_size, nearest)
 
 
-def _read(drawn: Sequence[tuple[Tensor, Tensor]]) -> Tokens:
-    """Tokens and log-probs of a few steps as lists; waits for the device once."""
-    tokens, logprobs = (torch.stack(part).tolist() for part in zip(*drawn, strict=True))
-    return list(zip(tokens, logprobs, strict=True))
+def _read(tokens: Tensor, logprobs: Tensor) -> Drawn:
+    """Of each row, from [steps, rows]; waits for the device once."""
+    return list(zip(tokens.t().tolist(), logprobs.t().tolist(), strict=True))
 
 
 def _most_tokens(request: Request) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from trainer.rollout.prompts import pack_prompts
 from trainer.rollout.requests import Sampling
 from trainer.rollout.scheduler import Admission, Sample
 
+SYNC_EVERY = 8  # decode steps between two looks at the tokens, on a device that runs ahead
+
 _TOKEN, _LENGTH, _PROMPT, _SEED = range(4)
 
 
@@ -26,6 +29,7 @@ class Runner:
         model: Decoder,
         sampling: Sampling,
         *,
+        eos_id: int,
         vocab_size: int,
         rows: int,
         pages: int,
@@ -33,7 +37,8 @@ class Runner:
         pages_per_row: int,
         cuda_graphs: bool,
     ) -> None:
-        self.model, self.sampling, self.vocab_size = model, sampling, vocab_size
+        self.model, self.sampling = model, sampling
+        self.eos_id, self.vocab_size = eos_id, vocab_size
         self.page_size = page_size
         self.scale = model.config.attention_scale
         self.device = model.head_weight.device
@@ -48,17 +53,26 @@ class Runner:
         self.cuda_graphs = cuda_graphs
         self._graphs: dict[int, graphs.Step] = {}
         self.fused = not cuda_graphs and fused.can_fuse(model)
-        self._packed: kernels.PackedDecoder | None = None
 
-    @property
+    @cached_property
     def packed(self) -> kernels.PackedDecoder:
         """The model's weights, packed for this call at their first use."""
-        if self._packed is None:
-            self._packed = kernels.PackedDecoder(fused.weights(self.model), self.rows.shape[1])
-        return self._packed
+        return kernels.PackedDecoder(fused.weights(self.model), self.rows.shape[1])
+
+    @cached_property
+    def _angles(self) -> tuple[Tensor, Tensor]:
+        """cos and sin of all positions that a row has pages for."""
+        return self.model.model.rotary(torch.arange(self.block_table.shape[1] * self.page_size))
+
+    @property
+    def steps_ahead(self) -> int:
+        """How many steps one `decode` should take before anyone looks at the tokens."""
+        if self.device.type != "cpu":
+            return SYNC_EVERY
+        return self.packed.steps_ahead if self.fused else 1
 
     def start(self, admission: Admission, rows: int) -> tuple[Tensor, Tensor]:
-        """Prefills and fills the rows from `rows` on; the new rows' first tokens, see `draw`."""
+        """Prefills and fills the rows from `rows` on; their first tokens, as of one `decode`."""
         self._prefill(admission)
         if admission.copies:
             source, target = self._ints(admission.copies).t()
@@ -77,14 +91,22 @@ class Runner:
             tables.append(sample.block_table + [0] * (width - len(sample.block_table)))
         self.rows[:, new] = self._ints(state).t()
         self.block_table[new] = self._ints(tables).int()
-        return self._draw(hidden, self.rows[:, new])
+        tokens, logprobs = self._draw(hidden, self.rows[:, new])
+        return tokens[None], logprobs[None]
 
-    def decode(self, rows: int) -> tuple[Tensor, Tensor]:
-        """One token more for rows 0..rows-1: (tokens int64, logprobs float32), [rows] each."""
+    def decode(self, rows: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Tokens for rows 0..rows-1, int64, and their logprobs, float32: [steps, rows] each.
+
+        -1 where logits are NaN. What follows EOS is of no meaning.
+        """
         if self.fused:
-            return self._fused_step(rows)
-        if not self.cuda_graphs:
-            return self._step(rows)
+            return self._fused_steps(rows, steps)
+        step = self._replay if self.cuda_graphs else self._step
+        tokens, logprobs = zip(*(step(rows) for _ in range(steps)), strict=True)
+        return torch.stack(tokens), torch.stack(logprobs)
+
+    def _replay(self, rows: int) -> tuple[Tensor, Tensor]:
+        """As _step, by a graph."""
         size = graphs.padded_rows(rows, self.rows.shape[1])
         # Rows that only fill up the graph: their tokens go to a page that nobody reads.
         self.block_table[rows:size] = self.scratch_page
@@ -94,26 +116,27 @@ class Runner:
         tokens, logprobs = self._graphs[size]()
         return tokens[:rows].clone(), logprobs[:rows].clone()  # the next replay writes there again
 
-    def _fused_step(self, rows: int) -> tuple[Tensor, Tensor]:
+    def _fused_steps(self, rows: int, steps: int) -> tuple[Tensor, Tensor]:
         """As _step, in one call on packed weights."""
         state = self.rows[:, :rows]
         length = state[_LENGTH]
-        cos, sin = self.model.model.rotary(length)
         tokens, logprobs = self.packed.decode(
             state[_TOKEN],
             length,
-            cos,
-            sin,
+            *self._angles,
             self.cache.k,
             self.cache.v,
             self.block_table[:rows],
+            steps=steps,
+            stop_id=self.eos_id,
             **self._draws(state, length + 1),
         )
-        length += 1  # in place, as in _step
-        state[_TOKEN] = tokens.clamp(min=0)
+        length += steps  # in place, as in _step
+        state[_TOKEN] = tokens[-1].clamp(min=0)
         return tokens, logprobs
 
     def _step(self, rows: int) -> tuple[Tensor, Tensor]:
+        """A token more for each row: (tokens, logprobs), [rows] each."""
         state = self.rows[:, :rows]
         length = state[_LENGTH]
         attend = DecodeAttention(self.cache, self.block_table[:rows], length, self.scale)

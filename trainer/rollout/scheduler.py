@@ -66,7 +66,7 @@ class Admission:
 class RolloutStats:
     """Of one call of the engine."""
 
-    idle_share: float = 0.0  # rows without a sample, mean over decode steps
+    idle_share: float = 0.0  # rows without a sample, or behind its end, mean over decode steps
     pages_peak: int = 0
     slots_per_token: float = 0.0  # cache slots in use / tokens of running samples, mean over steps
     preempted: int = 0
@@ -152,13 +152,17 @@ class Scheduler:
         rows = len(self.running)
         self._step += steps
         self._idle += steps * (1 - rows / self.batch_size)
-        self._live += steps * rows
-        if self._live:
-            self._slots += steps * self.pool.used * self.pool.page_size / self._live
+        for _ in range(steps):
+            self._live += rows
+            if self._live:
+                self._slots += self.pool.used * self.pool.page_size / self._live
 
     def finish(self, samples: Iterable[Sample]) -> None:
         """Frees rows and pages of samples that have ended."""
         for sample in samples:
+            # Its last token never comes to the cache, unless decoding ran on behind it.
+            needed = len(sample.request.token_ids) + len(sample.tokens) - 1
+            self._idle += (sample.base + self._step - needed) / self.batch_size
             self._leave(sample)
             self.left -= 1
         self.running = [sample for sample in self.running if sample.running]
