@@ -7,6 +7,7 @@
 #include "half_layers.h"
 #include "product.h"
 #include "rms_norm.h"
+#include "swiglu.h"
 
 namespace lcpo {
 namespace {
@@ -172,9 +173,8 @@ struct After {
     const bf16 *d = at(d_update, t, hidden), *g = at(gate, t, width), *u = at(up, t, width);
     down_weight.multiply({{d, hidden}}, rows, room.d_inner);
     of_down.put(t, rows, d);
-    lcpo_swiglu_forward(g, u, true, rows * width, room.inner, 1);
+    swiglu_again(room.d_inner, g, u, rows * width, room.d_gate, room.d_up, room.inner);
     to_down.put(t, rows, room.inner);
-    lcpo_swiglu_backward(room.d_inner, g, u, true, rows * width, room.d_gate, room.d_up, 1);
     of_gate.put(t, rows, room.d_gate);
     of_up.put(t, rows, room.d_up);
     gate_up.multiply({{room.d_gate, width}, {room.d_up, width}}, rows, room.d_normed);

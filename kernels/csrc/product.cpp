@@ -16,7 +16,7 @@
 namespace lcpo {
 namespace {
 
-constexpr int64_t HEIGHT = LEFT_COLUMNS, WIDTH = RIGHT_COLUMNS;  // one block of gemm_dot
+constexpr int64_t HEIGHT = LEFT_COLUMNS, WIDTH = RIGHT_COLUMNS;
 
 LCPO_INLINE uint32_t pair(bf16 low, bf16 high) {
   return static_cast<uint32_t>(high) << 16 | low;

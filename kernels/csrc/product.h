@@ -20,8 +20,9 @@ struct Product {
   bool add;
 };
 
-// Panels of pairs along k, of columns of a and of b: what a block of gemm_dot multiplies.
-constexpr int64_t LEFT_COLUMNS = 8, RIGHT_COLUMNS = 48;
+// Panels of pairs along k, of columns of a and of b: what gemm_dot multiplies at a time. It takes 8
+// columns of a together; 16 are a register when they are packed.
+constexpr int64_t LEFT_COLUMNS = 16, RIGHT_COLUMNS = 48;
 
 // Rows [0, rows) of such a panel: out[p][i] = (x[2p][i], x[2p + 1][i]), zero outside. x is [rows,
 // columns], of which `size` <= PANEL are taken.

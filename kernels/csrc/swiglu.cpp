@@ -6,6 +6,7 @@
 #include "bf16.h"
 #include "blocks.h"
 #include "simd.h"
+#include "swiglu.h"
 
 namespace lcpo {
 namespace {
@@ -26,19 +27,32 @@ LCPO_CLONES void forward(const T* gate, const T* up, int64_t size, T* out) {
 }
 
 // out = g s u;  dg = dout u s (1 + g (1 - s));  du = dout g s
-template <class T>
-LCPO_CLONES void backward(const T* grad, const T* gate, const T* up, int64_t size, T* d_gate,
-                          T* d_up) {
+template <bool OUT, class T>
+LCPO_INLINE void gradients(const T* grad, const T* gate, const T* up, int64_t size, T* d_gate,
+                           T* d_up, T* out) {
   LCPO_SIMD
   for (int64_t i = 0; i < size; ++i) {
-    const float g = load(gate + i), d = load(grad + i);
+    const float g = load(gate + i), u = load(up + i), d = load(grad + i);
     const float s = sigmoid(g), silu = g * s;
-    store(d_gate + i, d * load(up + i) * (s + silu * (1.0f - s)));
+    store(d_gate + i, d * u * (s + silu * (1.0f - s)));
     store(d_up + i, d * silu);
+    if (OUT) store(out + i, silu * u);
   }
 }
 
+template <class T>
+LCPO_CLONES void backward(const T* grad, const T* gate, const T* up, int64_t size, T* d_gate,
+                          T* d_up) {
+  gradients<false>(grad, gate, up, size, d_gate, d_up, d_up);
+}
+
 }  // namespace
+
+LCPO_CLONES void swiglu_again(const bf16* grad, const bf16* gate, const bf16* up, int64_t size,
+                              bf16* d_gate, bf16* d_up, bf16* out) {
+  gradients<true>(grad, gate, up, size, d_gate, d_up, out);
+}
+
 }  // namespace lcpo
 
 LCPO_API void lcpo_swiglu_forward(const void* gate, const void* up, bool is_bf16, int64_t size,
