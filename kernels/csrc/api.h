@@ -145,7 +145,8 @@ LCPO_API void lcpo_linear(const float* x, int64_t rows, const float* weight, con
                           int64_t outputs, int64_t inputs, float* out, int32_t threads);
 
 // before_attention, after_attention: a decoder layer but for its attention, token by token. All bf16
-// but gradients of weights, sizes even. Contract: kernels/ops/half_layers.py.
+// but gradients of weights, sizes even; they exist where lcpo_has_half_layers(). Contract:
+// kernels/ops/half_layers.py.
 LCPO_API bool lcpo_has_half_layers();
 struct LcpoHalfLayer {
   int64_t tokens, hidden;

@@ -2,6 +2,16 @@
 
 #include "amx.h"
 
+LCPO_API bool lcpo_has_half_layers() {
+#ifdef LCPO_BF16_DOT
+  return lcpo_has_product() && !lcpo::has_amx();
+#else
+  return false;
+#endif
+}
+
+#ifdef LCPO_BF16_DOT
+
 namespace lcpo {
 namespace {
 
@@ -69,14 +79,6 @@ void in_tiles(int64_t tokens, int32_t threads, std::initializer_list<const Right
 
 using lcpo::RightFactor;
 
-LCPO_API bool lcpo_has_half_layers() {
-#ifdef LCPO_BF16_DOT
-  return lcpo_has_product() && !lcpo::has_amx();
-#else
-  return false;
-#endif
-}
-
 LCPO_API void lcpo_before_attention(const LcpoBefore* layer, const void* update,
                                     const void* residual, void* total, void* q, void* k, void* v,
                                     int32_t threads) {
@@ -98,3 +100,4 @@ LCPO_API void lcpo_after_attention(const LcpoAfter* layer, const void* attended,
                               residual, total,    gate,    up,    update};
   });
 }
+#endif

@@ -1,13 +1,17 @@
 // The gradients of half_layers.cpp. A tile leaves the factors of the weights' gradients packed as the
 // products over all tokens want them, while they are in the cache.
 
+#include <utility>
 #include <vector>
 
 #include "gemm.h"
 #include "half_layers.h"
+#include "intrinsics.h"
 #include "product.h"
 #include "rms_norm.h"
 #include "swiglu.h"
+
+#ifdef LCPO_BF16_DOT
 
 namespace lcpo {
 namespace {
@@ -242,3 +246,4 @@ LCPO_API void lcpo_after_attention_backward(const LcpoAfter* layer, const void* 
   lcpo::After half{*layer, attended, total, gate, up, d_update, d_total, d_x, d_attended};
   lcpo::run(half, d_norm, threads);
 }
+#endif

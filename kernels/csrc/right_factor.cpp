@@ -5,6 +5,8 @@
 #include "tile_dot.h"
 #include "turn16.h"
 
+#ifdef LCPO_BF16_DOT
+
 namespace lcpo {
 
 constexpr int64_t PANEL_VECTORS = 3, PANEL_COLUMNS = PANEL_VECTORS * LANES;
@@ -19,8 +21,6 @@ RightFactor::RightFactor(std::vector<const LcpoLinear*> layers, bool backward)
         for (const LcpoLinear* l : layers_) pairs_ += (backward ? l->outputs : l->inputs) / 2;
         return panels_ * pairs_ * PANEL_COLUMNS;
       }()) {}
-
-#ifdef LCPO_BF16_DOT
 
 namespace {
 
@@ -135,9 +135,5 @@ void RightFactor::multiply(std::initializer_list<Rows> parts, int64_t rows, bf16
   }
 }
 
-#else
-void RightFactor::pack(const Team&) const {}
-void RightFactor::multiply(std::initializer_list<Rows>, int64_t, bf16*) const {}
-#endif
-
 }  // namespace lcpo
+#endif
