@@ -62,7 +62,7 @@ struct AfterForward {
 template <class Make>
 void in_tiles(int64_t tokens, int32_t threads, std::initializer_list<const RightFactor*> weights,
               const Make& make_worker) {
-  Tiles tiles(tokens, threads);
+  Tiles tiles({0, tokens}, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     for (const RightFactor* w : weights) w->pack(this_team());

@@ -31,22 +31,25 @@ inline bf16* at(void* x, int64_t t, int64_t width) { return static_cast<bf16*>(x
 // Tokens that threads take a tile at a time: small ones at the end, where nobody should wait long.
 class Tiles {
  public:
-  Tiles(int64_t tokens, int32_t threads) : tokens_(tokens), threads_(threads) {}
+  // `tokens` begin a block.
+  Tiles(Span tokens, int32_t threads) : tokens_(tokens), threads_(threads), next_(tokens.at) {}
 
+  Span tokens() const { return tokens_; }
   // The next one; none are left when it is empty.
   Span next() {
     int64_t t = next_.load();
     for (;;) {
-      const int64_t share = (tokens_ - t) / (4 * threads_) / BLOCK * BLOCK;
-      const int64_t count = std::min(std::clamp(share, BLOCK, TOKENS), tokens_ - t);
-      if (next_.compare_exchange_weak(t, t + std::max<int64_t>(count, 0))) return {t, count};
+      const int64_t left = tokens_.at + tokens_.count - t;
+      const int64_t share = left / (4 * threads_) / BLOCK * BLOCK;
+      const int64_t count = std::min(std::clamp(share, BLOCK, TOKENS), left);
+      if (next_.compare_exchange_weak(t, t + count)) return {t, count};
     }
   }
 
  private:
-  int64_t tokens_;
+  Span tokens_;
   int32_t threads_;
-  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> next_;
 };
 
 inline Team this_team() {

@@ -1,6 +1,7 @@
 // The gradients of half_layers.cpp. A tile leaves the factors of the weights' gradients packed as the
 // products over all tokens want them, while they are in the cache.
 
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -16,23 +17,27 @@
 namespace lcpo {
 namespace {
 
-// A factor of a product over tokens, in panels of pairs of tokens.
+constexpr int64_t CHUNK = 16 * TOKENS;  // tokens whose factors are packed before they are multiplied
+
+// A factor of a product over the tokens of a chunk, in panels of pairs of tokens.
 template <int64_t PANEL>
 class Packed {
  public:
   Packed(int64_t tokens, int64_t columns)
-      : pairs_((tokens + 1) / 2), columns_(columns), data_(panels() * pairs_ * PANEL) {}
+      : pairs_((std::min(tokens, CHUNK) + 1) / 2),
+        columns_(columns),
+        data_(panels() * pairs_ * PANEL) {}
 
   void put(int64_t first, int64_t rows, const bf16* x) const {
+    const int64_t pair = first % CHUNK / 2;
     for (int64_t i = 0; i < panels(); ++i) {
       pack_columns<PANEL>(x + i * PANEL, rows, columns_, size(i),
-                          data_ + (i * pairs_ + first / 2) * PANEL);
+                          data_ + (i * pairs_ + pair) * PANEL);
     }
   }
   const uint32_t* panel(int64_t i) const { return data_ + i * pairs_ * PANEL; }
   int64_t panels() const { return (columns_ + PANEL - 1) / PANEL; }
   int64_t size(int64_t i) const { return std::min(PANEL, columns_ - i * PANEL); }
-  int64_t pairs() const { return pairs_; }
   int64_t columns() const { return columns_; }
 
  private:
@@ -60,12 +65,13 @@ class LinearGradient {
   // Blocks of the weight's gradient, of panels of the layer's inputs one after the other: a panel
   // stays in the second-level cache.
   int64_t blocks(const Inputs& inputs) const { return inputs.panels() * outputs_.panels(); }
-  void multiply(const Inputs& inputs, int64_t block) const {
+  // Adds what the chunk's tokens give to a block.
+  void multiply(const Inputs& inputs, int64_t block, Span chunk) const {
     const int64_t j = block / outputs_.panels(), i = block % outputs_.panels();
-    const int64_t columns = inputs.columns();
+    const int64_t columns = inputs.columns(), pairs = (chunk.count + 1) / 2;
     float* out = to_.weight + i * LEFT_COLUMNS * columns + j * RIGHT_COLUMNS;
-    gemm_dot({outputs_.size(i), inputs.size(j), inputs.pairs(), outputs_.panel(i), LEFT_COLUMNS,
-              inputs.panel(j), RIGHT_COLUMNS, out, columns, true, to_.add});
+    gemm_dot({outputs_.size(i), inputs.size(j), pairs, outputs_.panel(i), LEFT_COLUMNS,
+              inputs.panel(j), RIGHT_COLUMNS, out, columns, true, to_.add || chunk.at > 0});
   }
   void finish() const {
     if (to_.bias) bias_.sum(static_cast<bf16*>(to_.bias));
@@ -195,32 +201,35 @@ struct After {
   }
 };
 
-// All threads pack the weights, take tiles, then blocks of the products over all tokens.
+// All threads pack the weights; then, a chunk after the other, they take its tiles and blocks of the
+// products over its tokens.
 template <class Half>
 void run(Half& half, void* d_norm, int32_t threads) {
   const auto products = half.products();
-  int64_t blocks = 0;
-  for (const auto& [gradient, inputs] : products) blocks += gradient->blocks(*inputs);
-  Tiles tiles(half.layer.half.tokens, threads);
+  const int64_t tokens = half.layer.half.tokens;
+  std::vector<std::pair<size_t, int64_t>> blocks;  // a product, a block of it
+  for (size_t i = 0; i < products.size(); ++i) {
+    const int64_t count = products[i].first->blocks(*products[i].second);
+    for (int64_t block = 0; block < count; ++block) blocks.emplace_back(i, block);
+  }
+  std::deque<Tiles> tiles;
+  for (int64_t t = 0; t == 0 || t < tokens; t += CHUNK) {
+    tiles.emplace_back(Span{t, std::min(CHUNK, tokens - t)}, threads);
+  }
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     half.pack(this_team());
     const typename Half::Room room(half);
 #pragma omp barrier
-    for (Span tile = tiles.next(); tile.count > 0; tile = tiles.next()) {
-      half.run(tile.at, tile.count, room);
-    }
+    for (Tiles& chunk : tiles) {
+      for (Span tile = chunk.next(); tile.count > 0; tile = chunk.next()) {
+        half.run(tile.at, tile.count, room);
+      }
 #pragma omp barrier
 #pragma omp for schedule(guided)
-    for (int64_t i = 0; i < blocks; ++i) {
-      int64_t block = i;
-      for (const auto& [gradient, inputs] : products) {
-        const int64_t count = gradient->blocks(*inputs);
-        if (block < count) {
-          gradient->multiply(*inputs, block);
-          break;
-        }
-        block -= count;
+      for (size_t i = 0; i < blocks.size(); ++i) {
+        const auto& [gradient, inputs] = products[blocks[i].first];
+        gradient->multiply(*inputs, blocks[i].second, chunk.tokens());
       }
     }
   }

@@ -222,6 +222,8 @@ def tiles(hidden: Tensor, vocab_size: int, chunk_tokens: int) -> tuple[list[slic
     Columns of `weight` beyond the vocabulary are in no tile, so nothing needs masking.
     """
     height, width = TILE.get(hidden.device.type, (chunk_tokens, vocab_size))
+    if vocab_size < width:  # as many logits of more rows
+        height = height * width // vocab_size
     height = min(height, chunk_tokens)
 
     def cut(total: int, size: int) -> list[slice]:

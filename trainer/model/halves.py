@@ -43,10 +43,9 @@ def before_attention(
     weights = _before(layer)
     if not torch.is_grad_enabled():
         return kernels.before_attention(weights, update, residual, cos, sin)
-    parameters = _parameters(weights)
-    total, *qkv = _Before.apply(
-        weights, _before_modules(layer), update, residual, cos, sin, *parameters
-    )
+    modules = _before_modules(layer)
+    parameters = _parameters(weights.norm, modules)
+    total, *qkv = _Before.apply(weights, modules, update, residual, cos, sin, *parameters)
     return update if residual is None else total, *qkv
 
 
@@ -55,8 +54,8 @@ def after_attention(layer: Layer, attended: Tensor, residual: Tensor) -> tuple[T
     weights = _after(layer)
     if not torch.is_grad_enabled():
         return kernels.after_attention(weights, attended, residual, keep=False)[:2]
-    parameters = _parameters(weights)
-    return _After.apply(weights, _after_modules(layer), attended, residual, *parameters)
+    modules = _after_modules(layer)
+    return _After.apply(weights, modules, attended, residual, *_parameters(weights.norm, modules))
 
 
 def _before_modules(layer: Layer) -> tuple[nn.Linear, ...]:
@@ -81,10 +80,12 @@ def _after(layer: Layer) -> AfterAttention:
     return AfterAttention(norm.weight, norm.eps, *linear)
 
 
-def _parameters(weights: BeforeAttention | AfterAttention) -> list[Tensor | None]:
-    """Of the norm, then weights and biases, as autograd has to see them."""
-    linear = (x for x in weights if isinstance(x, Linear))
-    return [weights.norm, *(parameter for pair in linear for parameter in pair)]
+def _parameters(norm: Tensor, modules: Sequence[nn.Linear]) -> list[Tensor | None]:
+    """Norm, then weights and biases: what autograd has to know. Not weights with their own sum."""
+    found: list[Tensor | None] = [norm]
+    for module in modules:
+        found += [None if hasattr(module, "sum") else module.weight, module.bias]
+    return found
 
 
 def _places(modules: Sequence[nn.Linear]) -> list[WeightSum]:
