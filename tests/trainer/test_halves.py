@@ -1,4 +1,4 @@
-"""The halves of a layer in place of its modules: where they run, and gradients that are the same."""
+"""The halves of a layer in place of its modules: where they run, and their gradients."""
 
 from __future__ import annotations
 
