@@ -43,7 +43,7 @@ def fail_backward(trainer: Trainer, patch: pytest.MonkeyPatch, calls: set[int]) 
         if called[0] in calls:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    trainer.working.model.layers[0].self_attn.q_proj.weight.register_hook(failing)
+    trainer.working.model.layers[0].input_layernorm.weight.register_hook(failing)
 
 
 def never(trainer: Trainer, patch: pytest.MonkeyPatch, calls: set[int]) -> None:

@@ -21,8 +21,8 @@ OPS = (
 # Hidden, query heads, key/value heads, head size, inner. Panels of 48 columns filled, over by one
 # lane or by part of one; sizes below a register; grouped heads.
 SIZES = [(48, 3, 3, 16, 96), (130, 4, 2, 32, 358), (2, 1, 1, 2, 2), (64, 2, 1, 10, 34)]
-# One, a block of 32, odd ones around it, a tile of 128 and more.
-TOKENS = [1, 31, 32, 33, 127, 128, 129, 257, 1000]
+# One, a block of 32, odd ones around it, a tile of 128 and more; a chunk of 2,048 and one token.
+TOKENS = [1, 31, 32, 33, 127, 128, 129, 257, 1000, 2049]
 
 
 class Case:
@@ -162,7 +162,7 @@ def test_plain_torch_gives_the_gradients_of_autograd():
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_number_of_threads_does_not_matter(op):
-    case = Case(SIZES[1], 700, bias=True)
+    case = Case(SIZES[1], 2500, bias=True)
     low = cast(case.arguments(op, alone=False), torch.bfloat16, case.angles)
     assert_same_bits(on_threads(lambda: tuple(outputs(kernels, op, low))))
 
