@@ -194,9 +194,10 @@ def decode_step(subject: Subject) -> dict[str, float]:
     engine, config = subject.engine(), subject.model.config
 
     def seconds() -> float:
-        ends: list[float] = []  # of the first tokens, and of each step
-        engine.generate(requests, WARM, lambda *_: ends.append(time.perf_counter()))
-        return (ends[-1] - ends[-steps]) / (steps - 1)
+        times: list[float] = []  # of each token; first come the first ones of all rows
+        drawn = engine.stream(requests, WARM, on_token=lambda *_: times.append(time.perf_counter()))
+        list(drawn)
+        return (times[-1] - times[rows - 1]) / (steps - 1)
 
     seconds()  # warms up
     step = statistics.median(seconds() for _ in range(subject.sizes.rounds))
