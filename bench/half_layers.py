@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
+from bench import rms_norm, rope, swiglu
 from bench.case import Bench, Case
 from bench.harness import main
 from kernels.implementations import HALF_LAYERS
@@ -27,29 +28,18 @@ def queries(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def eager(layer: Layer, cos: Tensor, sin: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     """As transformers writes it, but for the attention."""
     attention, mlp = layer.self_attn, layer.mlp
-    cos, sin = (torch.cat((x, x), -1)[:, None].bfloat16() for x in (cos, sin))
-
-    def norm(x: Tensor, weight: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
-        return weight * (wide * scale).to(x.dtype)
-
-    def turned(x: Tensor) -> Tensor:
-        first, second = x.chunk(2, -1)
-        return x * cos + torch.cat((-second, first), -1) * sin
 
     def run(update: Tensor, residual: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        total = update + residual
-        hidden = norm(total, layer.input_layernorm.weight)
+        hidden, total = rms_norm.eager(update, layer.input_layernorm.weight, residual)
         q, k, v = (
             F.linear(hidden, x.weight).unflatten(-1, (-1, HEAD))
             for x in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        out = queries(0, turned(q), turned(k), v).flatten(-2)
-        total = total + F.linear(out, attention.o_proj.weight)
-        hidden = norm(total, layer.post_attention_layernorm.weight)
+        out = queries(0, *rope.eager(q, k, cos, sin), v).flatten(-2)
+        update = F.linear(out, attention.o_proj.weight)
+        hidden, total = rms_norm.eager(update, layer.post_attention_layernorm.weight, total)
         gate, up = (F.linear(hidden, x.weight) for x in (mlp.gate_proj, mlp.up_proj))
-        return F.linear(F.silu(gate) * up, mlp.down_proj.weight), total
+        return F.linear(swiglu.eager(gate, up), mlp.down_proj.weight), total
 
     return run
 

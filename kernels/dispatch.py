@@ -123,9 +123,10 @@ def _able(op: str, device_type: str, dtype: torch.dtype) -> list[str]:
     if "triton" in able and not (_triton_runs(device_type) and dtype != torch.float64):
         able.remove("triton")
     fits = dtype in CPP_FLOATS_OF.get(op, CPP_FLOATS) or not dtype.is_floating_point
-    if ("cpp" in able and not (device_type == "cpu" and fits and cpp_impl.library())) or (
-        op in HALF_LAYERS and "cpp" in able and not cpp_half_layers.supported()
-    ):
+    runs = device_type == "cpu" and fits and cpp_impl.library()
+    if op in HALF_LAYERS:
+        runs = runs and cpp_half_layers.supported()
+    if "cpp" in able and not runs:
         able.remove("cpp")
     return able
 

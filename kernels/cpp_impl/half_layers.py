@@ -134,17 +134,17 @@ def after_attention_backward(
 
 
 class _Record:
-    """Weights as C++ reads them; keeps what it had to make dense for that."""
+    """Weights as C++ reads them; keeps alive all that these point to."""
 
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
         self._kept: list[Tensor] = []
 
     def dense(self, x: Tensor | None) -> Tensor | None:
-        if x is None or x.is_contiguous():
-            return x
-        self._kept.append(x.contiguous())
-        return self._kept[-1]
+        if x is not None:
+            x = x.contiguous()
+            self._kept.append(x)
+        return x
 
     def before(
         self, layer: Any, cos: Tensor, sin: Tensor, gradients: Sequence[_Gradient] = ()
@@ -166,9 +166,7 @@ class _Record:
         return LinearRecord(*addresses, *weight.shape)
 
     def _address(self, x: Tensor) -> int:
-        x = x.contiguous()
-        self._kept.append(x)
-        return x.data_ptr()
+        return self.dense(x).data_ptr()
 
 
 def _gradients(sums: Sequence[Any], biases: Sequence[Tensor | None]) -> list[_Gradient]:

@@ -31,19 +31,10 @@ LCPO_DOT void tile(const GemmPairs& g, int64_t i0, int64_t j0) {
   }
 }
 
-// The last rows, fewer than fill a tile.
-template <int ROWS, int VECTORS>
-void rest(const GemmPairs& g, int64_t i0, int64_t j0) {
-  if (g.m - i0 == ROWS) return tile<ROWS, VECTORS>(g, i0, j0);
-  if constexpr (ROWS > 1) rest<ROWS - 1, VECTORS>(g, i0, j0);
-}
-
 template <int VECTORS>
 void panel(const GemmPairs& g, int64_t j0) {
-  constexpr int HEIGHT = height_of(VECTORS);
-  int64_t i = 0;
-  for (; i + HEIGHT <= g.m; i += HEIGHT) tile<HEIGHT, VECTORS>(g, i, j0);
-  rest<HEIGHT - 1, VECTORS>(g, i, j0);
+  over_rows<height_of(VECTORS)>(
+      g.m, [&](auto rows, int64_t i) { tile<rows.value, VECTORS>(g, i, j0); });
 }
 
 }  // namespace

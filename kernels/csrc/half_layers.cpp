@@ -62,15 +62,14 @@ struct AfterForward {
 template <class Make>
 void in_tiles(int64_t tokens, int32_t threads, std::initializer_list<const RightFactor*> weights,
               const Make& make_worker) {
-  Tiles tiles({0, tokens}, threads);
+  const std::vector<Span> tiles = tiles_of({0, tokens}, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     for (const RightFactor* w : weights) w->pack(this_team());
     const auto worker = make_worker();
 #pragma omp barrier
-    for (Span tile = tiles.next(); tile.count > 0; tile = tiles.next()) {
-      worker.run(tile.at, tile.count);
-    }
+#pragma omp for schedule(dynamic)
+    for (size_t i = 0; i < tiles.size(); ++i) worker.run(tiles[i].at, tiles[i].count);
   }
 }
 

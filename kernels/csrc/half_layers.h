@@ -7,7 +7,7 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
+#include <vector>
 
 #include "api.h"
 #include "attention.h"
@@ -28,29 +28,18 @@ inline const bf16* at(const void* x, int64_t t, int64_t width) {
 }
 inline bf16* at(void* x, int64_t t, int64_t width) { return static_cast<bf16*>(x) + t * width; }
 
-// Tokens that threads take a tile at a time: small ones at the end, where nobody should wait long.
-class Tiles {
- public:
-  // `tokens` begin a block.
-  Tiles(Span tokens, int32_t threads) : tokens_(tokens), threads_(threads), next_(tokens.at) {}
-
-  Span tokens() const { return tokens_; }
-  // The next one; none are left when it is empty.
-  Span next() {
-    int64_t t = next_.load();
-    for (;;) {
-      const int64_t left = tokens_.at + tokens_.count - t;
-      const int64_t share = left / (4 * threads_) / BLOCK * BLOCK;
-      const int64_t count = std::min(std::clamp(share, BLOCK, TOKENS), left);
-      if (next_.compare_exchange_weak(t, t + count)) return {t, count};
-    }
+// Some tokens, which begin a block, as threads take them: small tiles at the end, where nobody should
+// wait long.
+inline std::vector<Span> tiles_of(Span tokens, int32_t threads) {
+  std::vector<Span> found;
+  while (tokens.count > 0) {
+    const int64_t share = tokens.count / (4 * threads) / BLOCK * BLOCK;
+    const int64_t count = std::min(std::clamp(share, BLOCK, TOKENS), tokens.count);
+    found.push_back({tokens.at, count});
+    tokens = {tokens.at + count, tokens.count - count};
   }
-
- private:
-  Span tokens_;
-  int32_t threads_;
-  std::atomic<int64_t> next_;
-};
+  return found;
+}
 
 inline Team this_team() {
 #ifdef _OPENMP

@@ -1,7 +1,6 @@
 // The gradients of half_layers.cpp. A tile leaves the factors of the weights' gradients packed as the
-// products over all tokens want them, while they are in the cache.
+// products over a chunk's tokens want them, while they are in the cache.
 
-#include <deque>
 #include <utility>
 #include <vector>
 
@@ -212,24 +211,20 @@ void run(Half& half, void* d_norm, int32_t threads) {
     const int64_t count = products[i].first->blocks(*products[i].second);
     for (int64_t block = 0; block < count; ++block) blocks.emplace_back(i, block);
   }
-  std::deque<Tiles> tiles;
-  for (int64_t t = 0; t == 0 || t < tokens; t += CHUNK) {
-    tiles.emplace_back(Span{t, std::min(CHUNK, tokens - t)}, threads);
-  }
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     half.pack(this_team());
     const typename Half::Room room(half);
 #pragma omp barrier
-    for (Tiles& chunk : tiles) {
-      for (Span tile = chunk.next(); tile.count > 0; tile = chunk.next()) {
-        half.run(tile.at, tile.count, room);
-      }
-#pragma omp barrier
+    for (int64_t t = 0; t == 0 || t < tokens; t += CHUNK) {  // without tokens, one that adds nothing
+      const Span chunk{t, std::min(CHUNK, tokens - t)};
+      const std::vector<Span> tiles = tiles_of(chunk, threads);
+#pragma omp for schedule(dynamic)
+      for (size_t i = 0; i < tiles.size(); ++i) half.run(tiles[i].at, tiles[i].count, room);
 #pragma omp for schedule(guided)
       for (size_t i = 0; i < blocks.size(); ++i) {
         const auto& [gradient, inputs] = products[blocks[i].first];
-        gradient->multiply(*inputs, blocks[i].second, chunk.tokens());
+        gradient->multiply(*inputs, blocks[i].second, chunk);
       }
     }
   }

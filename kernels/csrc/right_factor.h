@@ -39,7 +39,7 @@ class RightFactor {
   std::vector<const LcpoLinear*> layers_;
   bool backward_;
   int64_t pairs_, columns_, panels_;
-  Array<uint32_t> data_;  // [panels, pairs, PANEL_COLUMNS], zeros behind the last column
+  Array<uint32_t> data_;  // [panels, pairs, RIGHT_COLUMNS], zeros behind the last column
 };
 
 }  // namespace lcpo

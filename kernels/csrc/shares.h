@@ -10,12 +10,10 @@ namespace lcpo {
 
 constexpr int64_t BLOCK = 32;  // tokens
 
-inline int64_t blocks_of(int64_t tokens) { return (tokens + BLOCK - 1) / BLOCK; }
-
 class Shares {
  public:
   Shares(int64_t tokens, int64_t width)
-      : width_(width), shares_(blocks_of(tokens) * width, 0.0f) {}
+      : width_(width), shares_((tokens + BLOCK - 1) / BLOCK * width, 0.0f) {}
 
   // [width], of the block of a token; to be added to.
   float* of(int64_t token) { return shares_.data() + token / BLOCK * width_; }

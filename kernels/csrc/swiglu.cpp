@@ -43,7 +43,7 @@ LCPO_INLINE void gradients(const T* grad, const T* gate, const T* up, int64_t si
 template <class T>
 LCPO_CLONES void backward(const T* grad, const T* gate, const T* up, int64_t size, T* d_gate,
                           T* d_up) {
-  gradients<false>(grad, gate, up, size, d_gate, d_up, d_up);
+  gradients<false>(grad, gate, up, size, d_gate, d_up, static_cast<T*>(nullptr));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "intrinsics.h"
 
@@ -38,6 +39,21 @@ LCPO_DOT_INLINE void clear(__m512 (&sum)[ROWS][VECTORS]) {
 #pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) sum[i][v] = _mm512_setzero_ps();
   }
+}
+
+// The last rows, fewer than fill a tile.
+template <int ROWS, class Tile>
+void last_rows(int64_t rows, int64_t at, const Tile& tile) {
+  if (rows - at == ROWS) return tile(std::integral_constant<int, ROWS>{}, at);
+  if constexpr (ROWS > 1) last_rows<ROWS - 1>(rows, at, tile);
+}
+
+// Calls tile(how many as a constant, the first one) for all rows, HEIGHT at a time.
+template <int HEIGHT, class Tile>
+void over_rows(int64_t rows, const Tile& tile) {
+  int64_t at = 0;
+  for (; at + HEIGHT <= rows; at += HEIGHT) tile(std::integral_constant<int, HEIGHT>{}, at);
+  last_rows<HEIGHT - 1>(rows, at, tile);
 }
 
 }  // namespace lcpo

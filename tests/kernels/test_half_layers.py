@@ -10,14 +10,9 @@ from torch import Tensor
 import kernels
 from kernels import AfterAttention, BeforeAttention, Linear, WeightSum
 from kernels.cpp_impl import half_layers as cpp
+from kernels.implementations import HALF_LAYERS
 from kernels.torch_ref import half_layers as reference
 
-OPS = (
-    "before_attention",
-    "before_attention_backward",
-    "after_attention",
-    "after_attention_backward",
-)
 # Hidden, query heads, key/value heads, head size, inner. Panels of 48 columns filled, over by one
 # lane or by part of one; sizes below a register; grouped heads.
 SIZES = [(48, 3, 3, 16, 96), (130, 4, 2, 32, 358), (2, 1, 1, 2, 2), (64, 2, 1, 10, 34)]
@@ -102,13 +97,13 @@ def needed(request) -> None:
         pytest.skip("this processor has no AVX-512 BF16, or AMX, or there is no compiled library")
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", HALF_LAYERS)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_any_number_of_tokens(tokens, op):
     check(Case(SIZES[1], tokens), op)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", HALF_LAYERS)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("alone", [False, True])
 def test_any_sizes_with_biases(sizes, op, alone):
@@ -160,7 +155,7 @@ def test_plain_torch_gives_the_gradients_of_autograd():
         torch.testing.assert_close(got, [*want[:of_norm], *biases, *weights])
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", HALF_LAYERS)
 def test_the_number_of_threads_does_not_matter(op):
     case = Case(SIZES[1], 2500, bias=True)
     low = cast(case.arguments(op, alone=False), torch.bfloat16, case.angles)
@@ -195,7 +190,7 @@ def test_tensors_need_not_be_dense():
     assert all(x is y is None or torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", HALF_LAYERS)
 def test_no_tokens(op):
     case = Case(SIZES[1], 0)
     low = cast(case.arguments(op, alone=False), torch.bfloat16, case.angles)
